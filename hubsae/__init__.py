@@ -1,0 +1,69 @@
+"""Sparse dictionaries (SAEs, transcoders, crosscoders) of language models on MLX, shared through the Hugging Face Hub.
+
+Start with `InterpretableModel` and `load_sae`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from hubsae import backend
+
+backend.prepare()  # before anything imports mlx.core
+
+if TYPE_CHECKING:
+    from hubsae.activations import ActivationDataset
+    from hubsae.api import SAE, Crosscoder, InterpretableModel, Transcoder, load_sae
+    from hubsae.dictionary import Dictionary, DictionaryConfig
+    from hubsae.errors import HubsaeError, HubsaeWarning
+    from hubsae.evaluate import Evaluation
+    from hubsae.recipe import SAEConfig
+    from hubsae.sites import Site
+    from hubsae.sparse import SparseCode
+    from hubsae.tokens import TokenConfig
+
+_HOMES = {
+    "ActivationDataset": "activations",
+    "Crosscoder": "api",
+    "Dictionary": "dictionary",
+    "DictionaryConfig": "dictionary",
+    "Evaluation": "evaluate",
+    "HubsaeError": "errors",
+    "HubsaeWarning": "errors",
+    "InterpretableModel": "api",
+    "SAE": "api",
+    "SAEConfig": "recipe",
+    "Site": "sites",
+    "SparseCode": "sparse",
+    "TokenConfig": "tokens",
+    "Transcoder": "api",
+    "load_sae": "api",
+}
+
+__all__ = [
+    "SAE",
+    "ActivationDataset",
+    "Crosscoder",
+    "Dictionary",
+    "DictionaryConfig",
+    "Evaluation",
+    "HubsaeError",
+    "HubsaeWarning",
+    "InterpretableModel",
+    "SAEConfig",
+    "Site",
+    "SparseCode",
+    "TokenConfig",
+    "Transcoder",
+    "load_sae",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Rooms are imported when a name of theirs is first used, so that `import hubsae` stays quick."""
+    if name in _HOMES:
+        return getattr(import_module(f"hubsae.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'hubsae' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,141 @@
+"""Rows on disk: safetensors shards with a manifest that says of which model, texts and options they are."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from hubsae.errors import DataError
+from hubsae.identity import BaseModel
+from hubsae.sites import Site
+from hubsae.store import read_arrays, read_json, staged, write_arrays, write_json
+from hubsae.tokens import Chunk
+
+MANIFEST = "manifest.json"
+_FORMAT_VERSION = 1
+_SHARD_BYTES = 64 << 20
+_PROBE_VALUES = 16
+
+
+class ActivationCache:
+    """A folder of shards, each with the rows of a run of chunks.
+
+    A shard is written whole before the manifest names it, so a harvest that was stopped goes on after the last one.
+    """
+
+    def __init__(self, folder: Path, model: BaseModel, sites: Sequence[Site], widths: Sequence[int], options: dict):
+        self.folder = folder.expanduser()
+        self._width = sum(widths)
+        self._header = {
+            "format_version": _FORMAT_VERSION,
+            "model": {**model.to_dict(), "requested_revision": None},
+            "sites": [str(site) for site in sites],
+            "widths": list(widths),
+            "options": options,
+        }
+
+    def _open(self) -> dict:
+        """The manifest, empty for a new folder; `DataError` if it belongs to something else."""
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            if self.folder.is_dir() and any(self.folder.iterdir()):
+                raise DataError(f"{self.folder}: not empty and no activation cache; give an empty or new cache_dir")
+            return {**self._header, "shards": [], "complete": False, "probe": []}
+        manifest = read_json(path)
+        for key, wanted in self._header.items():
+            if manifest.get(key) != wanted:
+                raise DataError(
+                    f"{self.folder}: this cache was made with {key} {_short(manifest.get(key), wanted)}; "
+                    "give another cache_dir or delete this one"
+                )
+        return manifest
+
+    def blocks(self, stream: Iterable[Chunk], compute: Callable[[list[Chunk]], np.ndarray]) -> Iterator[np.ndarray]:
+        """The rows of `stream` in order: read where a shard has them, computed and kept where not."""
+        manifest, stream = self._open(), iter(stream)
+        for number, shard in enumerate(manifest["shards"]):
+            group = list(islice(stream, shard["n_chunks"]))
+            if len(group) != shard["n_chunks"] or _digest(group) != shard["sha256"]:
+                raise self._other("texts", f"from chunk {sum(s['n_chunks'] for s in manifest['shards'][:number])} on")
+            if number == 0:
+                self._check_probe(manifest, compute(group[:1]))
+            yield self._read(shard)
+        if manifest["complete"]:
+            if next(stream, None) is not None:
+                raise self._other("texts", "it is complete, and these texts go on")
+            return
+        while group := self._next_group(stream):
+            rows = compute(group)
+            if not manifest["shards"]:
+                manifest["probe"] = _probe(compute(group[:1]))
+            manifest["shards"].append(self._write(len(manifest["shards"]), group, rows, manifest))
+            yield rows
+        if manifest["shards"]:
+            self._finish(manifest)
+
+    def _next_group(self, stream: Iterator[Chunk]) -> list[Chunk]:
+        group, size = [], 0
+        for chunk in stream:
+            group.append(chunk)
+            size += 4 * self._width * chunk.n_rows
+            if size >= _SHARD_BYTES:
+                break
+        return group
+
+    def _write(self, number: int, group: list[Chunk], rows: np.ndarray, manifest: dict) -> dict:
+        name = f"rows-{number:05d}.safetensors"
+        shard = {"file": name, "n_rows": len(rows), "n_chunks": len(group), "sha256": _digest(group)}
+        with staged(self.folder.absolute()) as stage:
+            write_arrays(stage / name, {"rows": mx.array(rows)}, {"format": "mlx", "library": "hubsae"})
+        with staged(self.folder.absolute()) as stage:
+            write_json(stage / MANIFEST, {**manifest, "shards": [*manifest["shards"], shard]})
+        return shard
+
+    def _finish(self, manifest: dict) -> None:
+        manifest["complete"] = True
+        with staged(self.folder.absolute()) as stage:
+            write_json(stage / MANIFEST, manifest)
+
+    def _read(self, shard: dict) -> np.ndarray:
+        name = shard["file"]
+        if Path(name).name != name or not (self.folder / name).is_file():
+            raise DataError(f"{self.folder}: shard {name!r} of the manifest is missing; delete this cache_dir")
+        rows = read_arrays(self.folder / name).get("rows")
+        if rows is None or rows.shape != (shard["n_rows"], self._width):
+            raise DataError(f"{self.folder / name}: not the rows that the manifest names; delete this cache_dir")
+        return np.array(rows)
+
+    def _check_probe(self, manifest: dict, rows: np.ndarray) -> None:
+        """The first chunk's rows, computed anew: catches other weights where no file ids are known."""
+        if not np.allclose(_probe(rows), manifest["probe"], rtol=2e-2, atol=2e-2):
+            raise self._other("a model", "its activations differ on the first text")
+
+    def _other(self, what: str, why: str) -> DataError:
+        return DataError(
+            f"{self.folder}: this cache holds activations of other {what.removeprefix('a ')} ({why}); "
+            "give another cache_dir or delete this one"
+        )
+
+
+def _probe(rows: np.ndarray) -> list[float]:
+    """Some values of the last row, in units of its root mean square."""
+    last = rows[-1].astype(np.float64)
+    picked = last[np.linspace(0, len(last) - 1, _PROBE_VALUES).astype(int)]
+    return [round(float(v), 5) for v in picked / max(np.sqrt(np.mean(last**2)), 1e-12)]
+
+
+def _digest(group: Sequence[Chunk]) -> str:
+    digest = hashlib.sha256()
+    for chunk in group:
+        digest.update(len(chunk.ids).to_bytes(4, "big") + chunk.ids.tobytes() + chunk.keep.tobytes())
+    return digest.hexdigest()
+
+
+def _short(found: object, wanted: object) -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = [k for k in wanted if found.get(k) != wanted[k]]
+        return "; ".join(f"{k} {found.get(k)}, not {wanted[k]}" for k in keys[:3])
+    return f"{found}, not {wanted}"

@@ -1,0 +1,245 @@
+"""`hubsae`: a verb for each thing that is done often. Flags are the fields of the settings dataclasses."""
+
+import argparse
+import dataclasses
+import sys
+import types
+import typing
+import warnings
+from typing import Any
+
+from hubsae.errors import HubsaeError, HubsaeWarning
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 fine, 1 an error that is explained, 2 wrong usage."""
+    options = _parser().parse_args(arguments)
+    warnings.showwarning = _show_warning
+    try:
+        options.run(options)
+    except HubsaeError as error:
+        print(f"hubsae: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("hubsae: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _show_warning(message: Any, category: type, *_: Any, **__: Any) -> None:
+    if issubclass(category, HubsaeWarning):
+        print(f"hubsae: warning: {message}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hubsae", description="Sparse dictionaries of language models, on MLX.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    train = _command(commands, "train", _train, "train an SAE on a language model and save its folder")
+    train.add_argument("model", help="repository id or folder of an mlx-lm model")
+    _add_texts(train)
+    train.add_argument("--layer", type=int, required=True, help="layer to read, from 0")
+    train.add_argument("--component", default="mlp", help="residual, mlp, attn, ..._in or a path (default: mlp)")
+    train.add_argument("--out", required=True, help="folder to write")
+    train.add_argument("--revision", help="revision of the model's repository")
+    train.add_argument("--training-tokens", type=int, help="stop after so many tokens (needed for streamed datasets)")
+    train.add_argument("--cache-dir", help="keep activations on disk here")
+    _add_settings(train)
+
+    evaluate = _command(commands, "evaluate", _evaluate, "judge a dictionary on texts it was not trained on")
+    _add_dictionary(evaluate)
+    _add_texts(evaluate)
+    evaluate.add_argument("--model", help="its language model (default: the recorded repository)")
+    evaluate.add_argument("--max-rows", type=int, default=50_000, help="tokens to use (default: 50000)")
+
+    push = _command(commands, "push", _push, "publish a dictionary's folder as a Hub repository, in one commit")
+    push.add_argument("folder", help="folder written by hubsae")
+    push.add_argument("repo_id", help="owner/name")
+    push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    push.add_argument("--branch", help="push there instead of main")
+    push.add_argument("--create-pr", action="store_true", default=None, help="open a pull request")
+    push.add_argument("--tag", help="tag the commit")
+    push.add_argument("--message", default="Push with hubsae", help="commit message")
+    push.add_argument(
+        "--card",
+        choices=("merge", "keep", "replace"),
+        default="merge",
+        help="what to do with a card that people edited",
+    )
+
+    show = _command(commands, "show", _show, "what is in this repository: model, site, metrics, compatibility")
+    _add_dictionary(show)
+    show.add_argument("--model", help="also compare it with this language model")
+
+    _command(commands, "env", _env, "what hubsae computes with here")
+    demo = _command(commands, "demo", _demo, "train, judge and save an SAE of the embedded model, offline")
+    demo.add_argument("--out", default="demo-sae", help="folder to write (default: demo-sae)")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_dictionary(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dictionary", help="folder or repository id")
+    parser.add_argument("--revision", help="revision of the dictionary's repository")
+    parser.add_argument("--subfolder", help="folder inside it")
+    parser.add_argument(
+        "--check", choices=("warn", "strict", "ignore"), default="warn", help="how to compare the model"
+    )
+
+
+def _add_texts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--texts", required=True, help=".txt (a text a line), .jsonl, .csv, .parquet, or a dataset id")
+    parser.add_argument("--split", default="train", help="split of a dataset repository (default: train)")
+    parser.add_argument("--subset", help="configuration of a dataset repository")
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    from hubsae.recipe import SAEConfig
+    from hubsae.tokens import TokenConfig
+
+    for title, config in (("training", SAEConfig), ("texts to tokens", TokenConfig)):
+        group = parser.add_argument_group(title)
+        hints = typing.get_type_hints(config)
+        for item in dataclasses.fields(config):
+            flag, kind = "--" + item.name.replace("_", "-"), hints[item.name]
+            if isinstance(kind, types.UnionType):
+                kind = next(k for k in typing.get_args(kind) if k is not type(None))
+            note = f"default: {item.default}"
+            if kind is bool:
+                group.add_argument(flag, action=argparse.BooleanOptionalAction, default=item.default, help=note)
+            else:
+                group.add_argument(flag, type=kind, default=item.default, metavar=kind.__name__.upper(), help=note)
+
+
+def _settings(options: argparse.Namespace, config: type) -> Any:
+    return config(**{item.name: getattr(options, item.name) for item in dataclasses.fields(config)})
+
+
+def _texts(options: argparse.Namespace) -> Any:
+    from hubsae.tokens import read_texts
+
+    return read_texts(options.texts, split=options.split, subset=options.subset)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from hubsae import InterpretableModel, SAEConfig, TokenConfig
+
+    config, tokens = _settings(options, SAEConfig), _settings(options, TokenConfig)
+    texts = _texts(options)
+    sae = InterpretableModel(options.model, revision=options.revision).train_sae(
+        options.layer,
+        texts,
+        options.component,
+        options.out,
+        config,
+        training_tokens=options.training_tokens,
+        tokens=tokens,
+        dataset_name=options.texts,
+        cache_dir=options.cache_dir,
+    )
+    print(sae)
+    print(_numbers(sae.metrics))
+    print(f"written to {options.out}")
+
+
+def _load(options: argparse.Namespace, model: Any = None) -> Any:
+    from hubsae import load_sae
+
+    return load_sae(
+        options.dictionary, model, revision=options.revision, subfolder=options.subfolder, check=options.check
+    )
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from hubsae.errors import ConfigError
+
+    sae = _load(options)
+    model = options.model or sae.base_model.repo_id
+    if model is None:
+        raise ConfigError(f"{options.dictionary} names no repository of its base model; give --model")
+    if options.model is None:
+        from hubsae import InterpretableModel
+
+        model = InterpretableModel(model, revision=sae.base_model.revision)
+    sae.bind(model, options.check)
+    print(sae)
+    print(sae.evaluate(texts=_texts(options), max_rows=options.max_rows))
+
+
+def _push(options: argparse.Namespace) -> None:
+    from hubsae import load_sae
+
+    commit = load_sae(options.folder).push_to_hub(
+        options.repo_id,
+        private=options.private,
+        branch=options.branch,
+        create_pr=options.create_pr,
+        commit_message=options.message,
+        card=options.card,
+        tag=options.tag,
+    )
+    print(commit.pr_url or commit)
+
+
+def _show(options: argparse.Namespace) -> None:
+    sae = _load(options)
+    config, base = sae.config, sae.base_model
+    rows = [
+        ("source", sae.source),
+        ("kind", config.kind),
+        ("base model", base.label),
+        ("reads", ", ".join(f"{s} ({w})" for s, w in zip(config.reads, config.read_widths, strict=True))),
+        ("writes", ", ".join(f"{s} ({w})" for s, w in zip(config.writes, config.write_widths, strict=True))),
+        ("features", f"{config.n_features:,}"),
+        ("sparsity", sae.rule),
+        ("trained on", f"{sae.statistics.get('rows', 0):,} tokens" if sae.statistics else "not recorded"),
+        ("format", f"{config.format_version}, written by hubsae {config.library_version}"),
+    ]
+    for label, value in rows:
+        print(f"{label:12} {value}")
+    print(_numbers(sae.metrics))
+    if options.model:
+        differences = sae.bind(options.model, "ignore")
+        print(f"compared with {sae.model.identity.label}:")
+        for difference in differences:
+            print(f"  {difference.severity:8} {difference}")
+        worst = differences[0].severity if differences else "silent"
+        print({"error": "it does not fit", "warning": "it fits, with doubts", "silent": "it fits"}[worst])
+
+
+def _numbers(metrics: dict) -> str:
+    names = ("fvu", "l0", "dead_share", "cosine", "ce_recovered", "kl")
+    found = [f"{name} {metrics[name]:.4g}" for name in names if metrics.get(name) is not None]
+    return "metrics      " + (", ".join(found) if found else "none recorded")
+
+
+def _env(options: argparse.Namespace) -> None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    from hubsae import backend
+
+    found = backend.describe()
+    print(f"device       {found.device} ({found.device_name})")
+    print(f"BLAS         {found.blas_name}" + (f" ({found.blas})" if found.blas else ""))
+    if found.note:
+        print(f"note         {found.note}")
+    for package in ("hubsae", "mlx", "mlx-lm", "huggingface-hub", "safetensors", "datasets", "numpy", "scipy"):
+        try:
+            print(f"{package:12} {version(package)}")
+        except PackageNotFoundError:
+            print(f"{package:12} missing")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from hubsae.demo.run import run
+
+    run(options.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Two tiny language models of an invented world, and the grammar that they learned."""

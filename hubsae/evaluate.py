@@ -1,0 +1,253 @@
+"""How good a dictionary is: fidelity on held-out rows, and behaviour with the reconstruction spliced into the model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from hubsae import metrics, tokens
+from hubsae.activations import groups, harvest
+from hubsae.dictionary import Dictionary
+from hubsae.errors import DataError
+from hubsae.lm import LanguageModel, Run, padded
+from hubsae.metrics import Fidelity, Moments
+from hubsae.sites import Site, columns
+from hubsae.tokens import Chunk, TokenConfig
+
+_TOKENS_PER_PASS = 1024
+_MAX_SPLICED_ROWS = 20_000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Numbers of one dictionary on held-out text; `metrics.Fidelity` and `metrics.recovered` hold the formulas.
+
+    fvu, explained_variance, l0, dead_share, cosine: over `n_tokens` rows. density: (F,) share of rows in which each
+    feature is active. ce_*: mean next-token cross-entropy in nats over `n_spliced_tokens` predictions, with the written
+    sites replaced at the positions that count by the reconstruction, by zero, or by their mean. ce_recovered is against
+    zero ablation, ce_recovered_mean against mean ablation; kl is KL(original || spliced) in nats. intervals: 95 %
+    bootstrap over documents.
+    """
+
+    n_tokens: int
+    n_documents: int
+    fvu: float
+    explained_variance: float
+    l0: float
+    dead_share: float
+    cosine: float
+    density: np.ndarray = field(repr=False)
+    n_spliced_tokens: int
+    ce_original: float
+    ce_spliced: float
+    ce_zero: float
+    ce_mean: float
+    ce_recovered: float
+    ce_recovered_mean: float
+    kl: float
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict:
+        """For metrics.json: density as a histogram of log10, what is not finite as None."""
+        data = asdict(self)
+        density = data.pop("density")
+        data["density_log10_histogram"] = density_histogram(density)
+        data["intervals"] = {name: [_finite(v) for v in pair] for name, pair in self.intervals.items()}
+        return {name: _finite(value) if isinstance(value, float) else value for name, value in data.items()}
+
+    def __str__(self) -> str:
+        rows = [
+            ("fraction of variance unexplained", f"{self.fvu:.4f}", "fvu"),
+            ("explained variance", f"{self.explained_variance:.4f}", ""),
+            ("active features per token", f"{self.l0:.1f}", ""),
+            ("features never active", f"{100 * self.dead_share:.1f} %", ""),
+            ("cosine", f"{self.cosine:.4f}", ""),
+            ("cross-entropy, original", f"{self.ce_original:.4f} nats", ""),
+            ("  with the reconstruction", f"{self.ce_spliced:.4f} nats", ""),
+            ("  with zeros", f"{self.ce_zero:.4f} nats", ""),
+            ("  with the mean", f"{self.ce_mean:.4f} nats", ""),
+            ("loss recovered against zeros", f"{self.ce_recovered:.4f}", "ce_recovered"),
+            ("loss recovered against the mean", f"{self.ce_recovered_mean:.4f}", "ce_recovered_mean"),
+            ("KL(original || spliced)", f"{self.kl:.4f} nats", "kl"),
+        ]
+        lines = [f"held-out: {self.n_tokens:,} tokens of {self.n_documents:,} documents"]
+        for label, value, name in rows:
+            low_high = self.intervals.get(name)
+            interval = f"  [{low_high[0]:.4f}, {low_high[1]:.4f}]" if low_high else ""
+            lines.append(f"{label:34} {value:>12}{interval}")
+        return "\n".join(lines)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def density_histogram(density: np.ndarray) -> dict:
+    """Counts of features by log10 of their density, in half decades from 1e-6 to 1; `never` counts zeros."""
+    edges = np.arange(-6, 0.5, 0.5)
+    alive = density[density > 0]
+    counts, _ = np.histogram(np.clip(np.log10(alive), -6, 0), edges) if len(alive) else (np.zeros(12, int), None)
+    return {
+        "edges": [float(e) for e in edges],
+        "counts": [int(c) for c in counts],
+        "never": int((density == 0).sum()),
+    }
+
+
+def evaluate(
+    dictionary: Dictionary,
+    model: LanguageModel,
+    texts: Any,
+    *,
+    max_rows: int = 50_000,
+    max_spliced_rows: int = _MAX_SPLICED_ROWS,
+) -> Evaluation:
+    """Judge a dictionary on texts that it was not trained on; reads at most `max_rows` tokens that count."""
+    recorded = {k: v for k, v in dictionary.config.tokens.items() if k in TokenConfig.__dataclass_fields__}
+    config = TokenConfig(**recorded)
+    stream = tokens.chunks(
+        tokens.iterate_texts(texts, config.text_column),
+        model.tokenizer,
+        config,
+        config.context_for(model.max_positions),
+    )
+    return evaluate_chunks(
+        dictionary, model, list(tokens.take_rows(stream, max_rows)), max_spliced_rows=max_spliced_rows
+    )
+
+
+def evaluate_chunks(
+    dictionary: Dictionary, model: LanguageModel, chunks: Sequence[Chunk], *, max_spliced_rows: int = _MAX_SPLICED_ROWS
+) -> Evaluation:
+    """`evaluate` on texts that are cut into chunks already."""
+    if sum(chunk.n_rows for chunk in chunks) < 2:
+        raise DataError("the texts have fewer than 2 tokens that count, so there is nothing to evaluate on")
+    fidelity, per_document = _fidelity(dictionary, model, chunks)
+    spliced = list(tokens.take_rows(chunks, max_spliced_rows))
+    sums = _behaviour(dictionary, model, spliced, fidelity.moments.mean)
+    total = sums.sum(axis=0)
+    intervals = {
+        "fvu": metrics.bootstrap_interval(per_document, lambda s: s[0] / s[1]),
+        **{name: metrics.bootstrap_interval(sums, lambda s, f=f: f(s)) for name, f in _BEHAVIOUR.items()},
+    }
+    means = total / total[0]
+    return Evaluation(
+        n_tokens=fidelity.n,
+        n_documents=len({chunk.document for chunk in chunks}),
+        fvu=fidelity.fvu,
+        explained_variance=fidelity.explained_variance,
+        l0=fidelity.l0,
+        dead_share=fidelity.dead_share,
+        cosine=fidelity.cosine,
+        density=fidelity.density,
+        n_spliced_tokens=int(total[0]),
+        ce_original=float(means[1]),
+        ce_spliced=float(means[2]),
+        ce_zero=float(means[3]),
+        ce_mean=float(means[4]),
+        kl=float(means[5]),
+        ce_recovered=float(_BEHAVIOUR["ce_recovered"](total)),
+        ce_recovered_mean=float(_BEHAVIOUR["ce_recovered_mean"](total)),
+        intervals={name: pair for name, pair in intervals.items() if np.isfinite(pair).all()},
+    )
+
+
+# statistics of a row of sums: predictions, CE original, spliced, zero, mean, KL
+_BEHAVIOUR: dict[str, Callable[[np.ndarray], float]] = {
+    "ce_recovered": lambda s: metrics.recovered(s[1], s[2], s[3]),
+    "ce_recovered_mean": lambda s: metrics.recovered(s[1], s[2], s[4]),
+    "kl": lambda s: s[5] / s[0],
+}
+
+
+def _fidelity(dictionary: Dictionary, model: LanguageModel, chunks: Sequence[Chunk]) -> tuple[Fidelity, np.ndarray]:
+    """Fidelity over all rows; and (documents, 2): squared error and scatter about the overall mean."""
+    c = dictionary.config
+    sites = tuple(dict.fromkeys((*c.read_sites, *c.write_sites)))
+    where = columns(sites, [model.width(site) for site in sites])
+    reads = np.concatenate([np.arange(where[s].start, where[s].stop) for s in c.read_sites])
+    writes = np.concatenate([np.arange(where[s].start, where[s].stop) for s in c.write_sites])
+    same = c.reads == c.writes and len(sites) == len(c.reads)
+    fidelity = Fidelity(dictionary.n_features)
+    parts: dict[int, list] = {}
+    for group in groups(chunks, 64):
+        block = harvest(model, sites, group)
+        x = block.rows if same else block.rows[:, reads]
+        y = x if same else block.rows[:, writes]
+        code = dictionary.encode_sparse(mx.array(x))
+        y_hat = np.array(dictionary.decode(code))
+        fidelity.add(y, y_hat, code.active_counts())
+        errors = np.square(y - y_hat).sum(axis=1, dtype=np.float64)
+        documents = np.array([chunk.document for chunk in group])[block.chunk]
+        for document in np.unique(documents):
+            mine = documents == document
+            moments = Moments()
+            moments.add(y[mine])
+            parts.setdefault(int(document), []).append((errors[mine].sum(), moments))
+    mean = fidelity.moments.mean
+    rows = [
+        (sum(e for e, _ in p), sum(m.scatter.sum() + m.n * np.square(m.mean - mean).sum() for _, m in p))
+        for p in parts.values()
+    ]
+    return fidelity, np.array(rows)
+
+
+def _behaviour(dictionary: Dictionary, model: LanguageModel, chunks: Sequence[Chunk], mean: np.ndarray) -> np.ndarray:
+    """(documents, 6): predictions, summed CE (original, spliced, zero, mean ablation), summed KL."""
+    sums: dict[int, np.ndarray] = {}
+    ablations = mx.zeros(len(mean)), mx.array(mean.astype(np.float32))
+    for batch in _passes(chunks):
+        ids = padded([chunk.ids for chunk in batch])
+        keep = np.zeros(ids.shape, bool)
+        valid = np.zeros(ids.shape, bool)
+        for row, chunk in enumerate(batch):
+            keep[row, : len(chunk.ids)] = chunk.keep
+            valid[row, : len(chunk.ids) - 1] = True  # positions whose next token is known
+        positions = mx.array(np.flatnonzero(valid).astype(np.int32))
+        targets = mx.array(ids[:, 1:][valid[:, :-1]])
+        run = model.run(ids, read=dictionary.config.read_sites)
+        x = mx.concatenate([run.activations[site].astype(mx.float32) for site in dictionary.config.read_sites], axis=-1)
+        original = _log_probabilities(run, positions)
+        rows, kl = [_nll(original, targets)], mx.array(0.0)
+        for value in (dictionary(x), *ablations):
+            changed = _log_probabilities(model.run(ids, edit=replaced(dictionary, value, keep)), positions)
+            rows.append(_nll(changed, targets))
+            if len(rows) == 2:
+                kl = mx.sum(mx.exp(original) * (original - changed), axis=-1)
+        table = np.stack([np.array(r, dtype=np.float64) for r in (mx.ones_like(kl), *rows, kl)], axis=1)
+        documents = np.array([chunk.document for chunk in batch])[np.nonzero(valid)[0]]
+        for document in np.unique(documents):
+            sums[int(document)] = sums.get(int(document), 0) + table[documents == document].sum(axis=0)
+    if not sums:
+        raise DataError("no chunk has two tokens, so there is no next token to predict")
+    return np.stack(list(sums.values()))
+
+
+def _passes(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+    """Chunks of similar length together, small enough that the logits of a pass fit in memory."""
+    out: list[list[Chunk]] = []
+    for chunk in sorted((c for c in chunks if len(c.ids) > 1), key=lambda c: len(c.ids)):
+        if not out or (len(out[-1]) + 1) * len(chunk.ids) > _TOKENS_PER_PASS:
+            out.append([])
+        out[-1].append(chunk)
+    return out
+
+
+def _log_probabilities(run: Run, positions: mx.array) -> mx.array:
+    """(n, V) log-probabilities of the next token at flat `positions`."""
+    assert run.logits is not None
+    picked = mx.take(run.logits.reshape(-1, run.logits.shape[-1]), positions, axis=0).astype(mx.float32)
+    return picked - mx.logsumexp(picked, axis=-1, keepdims=True)
+
+
+def _nll(log_probabilities: mx.array, targets: mx.array) -> mx.array:
+    return -mx.take_along_axis(log_probabilities, targets[:, None], axis=1)[:, 0]
+
+
+def replaced(dictionary: Dictionary, value: mx.array, keep: np.ndarray) -> dict[Site, Callable[[mx.array], mx.array]]:
+    """Edits that put `value`, (d_out,) or (b, length, d_out), at the write sites where `keep` (b, length) says so."""
+    c, mask = dictionary.config, mx.array(keep)[..., None]
+    where = columns(c.write_sites, c.write_widths)
+    return {s: lambda x, v=value[..., where[s]]: mx.where(mask, v.astype(x.dtype), x) for s in c.write_sites}

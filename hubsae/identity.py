@@ -1,0 +1,218 @@
+"""Which language model an artifact belongs to: recorded when it is made, compared when it is loaded."""
+
+import functools
+import hashlib
+import logging
+import os
+import re
+import warnings
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+from hubsae.errors import CompatibilityError, ConfigError, HubsaeWarning
+
+logger = logging.getLogger(__name__)
+
+Check = Literal["warn", "strict", "ignore"]
+Severity = Literal["error", "warning", "silent"]
+
+_TOKENIZER_FILES = frozenset(
+    {
+        "added_tokens.json",
+        "merges.txt",
+        "special_tokens_map.json",
+        "tiktoken.model",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+    }
+)
+_STRUCTURE = {
+    "model_type": "architecture",
+    "hidden_size": "residual width",
+    "n_layers": "number of layers",
+    "vocab_size": "vocabulary size",
+}
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """What is known of a language model.
+
+    `files` maps the names of config, tokenizer and weight files to the git blob ids that this content has on the Hub:
+    one id where it is known, two (as regular and as LFS file) where it was computed from a local folder.
+    """
+
+    repo_id: str | None = None
+    revision: str | None = None
+    requested_revision: str | None = None
+    architecture: str | None = None
+    model_type: str | None = None
+    hidden_size: int | None = None
+    n_layers: int | None = None
+    vocab_size: int | None = None
+    quantization: dict | None = None
+    dtype: str | None = None
+    files: dict[str, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, data: dict | None) -> "BaseModel":
+        """From a config's `base_model` entry; keys that are not ours are dropped."""
+        names = {f.name for f in fields(cls)}
+        return cls(**{key: value for key, value in (data or {}).items() if key in names})
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @property
+    def label(self) -> str:
+        """`"org/name@1a2b3c4d"`, or what there is of it."""
+        name = self.repo_id or f"a local {self.model_type or 'language'} model"
+        return f"{name}@{self.revision[:8]}" if self.revision else name
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One compared field: what the artifact recorded, what the model at hand has, and how bad that is."""
+
+    field: str
+    recorded: object
+    found: object
+    severity: Severity
+
+    def __str__(self) -> str:
+        return f"{self.field}: recorded {self.recorded}, found {self.found}"
+
+
+def compare(recorded: BaseModel, found: BaseModel) -> list[Difference]:
+    """All differences, worst first. What is unknown on either side is not compared."""
+    out: list[Difference] = []
+
+    def note(name: str, a: object, b: object, severity: Severity) -> None:
+        if a is not None and b is not None and a != b:
+            out.append(Difference(name, a, b, severity))
+
+    for name, label in _STRUCTURE.items():
+        note(label, getattr(recorded, name), getattr(found, name), "error")
+    both_known = recorded.model_type and found.model_type  # no quantisation is a statement then
+    if both_known and recorded.quantization != found.quantization:
+        a, b = (_quantization(q) for q in (recorded.quantization, found.quantization))
+        out.append(Difference("quantisation", a, b, "warning"))
+    out += _compare_files(recorded.files, found.files)
+    note("repository", recorded.repo_id, found.repo_id, "warning")
+    note("commit", recorded.revision, found.revision, "silent")
+    if not (recorded.files and found.files):
+        note_value = "no file ids" if not recorded.files else "file ids"
+        out.append(Difference("files", note_value, "no file ids" if not found.files else "file ids", "silent"))
+    order = ("error", "warning", "silent")
+    return sorted(out, key=lambda d: order.index(d.severity))
+
+
+def _quantization(value: dict | None) -> str:
+    if not value:
+        return "none"
+    return f"{value.get('bits')}-bit, groups of {value.get('group_size')}" if "bits" in value else str(value)
+
+
+def _compare_files(recorded: dict[str, list[str]], found: dict[str, list[str]]) -> list[Difference]:
+    if not (recorded and found):
+        return []
+    out = []
+    for label, wanted in (
+        ("weights", _is_weights),
+        ("tokenizer", _TOKENIZER_FILES.__contains__),
+        ("config", _is_config),
+    ):
+        a = {name: ids for name, ids in recorded.items() if wanted(name)}
+        b = {name: ids for name, ids in found.items() if wanted(name)}
+        changed = sorted(n for n in {*a, *b} if not set(a.get(n, ())) & set(b.get(n, ())))
+        if changed:
+            first = changed[0]
+            short = [ids[0][:8] if ids else "absent" for ids in (a.get(first, []), b.get(first, []))]
+            more = f" (and {len(changed) - 1} more files)" if len(changed) > 1 else ""
+            out.append(Difference(f"{label}, {first}{more}", short[0], short[1], "warning"))
+    return out
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(".safetensors")
+
+
+def _is_config(name: str) -> bool:
+    return name == "config.json"
+
+
+def judge(differences: list[Difference], check: Check, what: str) -> list[Difference]:
+    """Raise, warn or log as `check` says; returns the differences.
+
+    Structure that differs raises `CompatibilityError`; other weights, tokenizer, quantisation or repository warn, and
+    raise under `check="strict"`; another commit with the same files is only logged. `"ignore"` never raises.
+    """
+    if check not in ("warn", "strict", "ignore"):
+        raise ConfigError(f"check={check!r}: expected 'warn', 'strict' or 'ignore'")
+    logger.info("%s: %s", what, "; ".join(map(str, differences)) or "no difference to the recorded base model")
+    if check == "ignore":
+        return differences
+    bad = [d for d in differences if d.severity == "error" or (d.severity == "warning" and check == "strict")]
+    if bad:
+        raise CompatibilityError(
+            f"{what} was made for another model than the one at hand: {'; '.join(map(str, bad))}. "
+            "Load the recorded base model, or pass check='ignore' to use it all the same"
+        )
+    doubts = [d for d in differences if d.severity == "warning"]
+    if doubts:
+        warnings.warn(
+            f"{what} was made for a different version of this model: {'; '.join(map(str, doubts))}. "
+            "Its numbers may not hold here (check='strict' makes this an error, check='ignore' silences it)",
+            HubsaeWarning,
+            stacklevel=3,
+        )
+    return differences
+
+
+def model_files(folder: Path) -> dict[str, list[str]]:
+    """The git blob ids of config, tokenizer and weights in a checkpoint folder; hashes what the Hub did not name."""
+    return {
+        path.name: blob_ids(path)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and (path.name in _TOKENIZER_FILES or path.name == "config.json" or _is_model_weights(path))
+    }
+
+
+def _is_model_weights(path: Path) -> bool:
+    return path.name.startswith("model") and path.suffix == ".safetensors"
+
+
+def blob_ids(path: Path) -> list[str]:
+    """Git blob ids that this file's content has on the Hub.
+
+    In the Hub's cache a snapshot's link names the etag: a blob id (40 hex digits) for a regular file, a sha256 for an
+    LFS file, whose blob is its pointer text. Elsewhere the content is hashed; whether the Hub would keep it in LFS is
+    not known then, so both ids are given.
+    """
+    if path.is_symlink():
+        etag = Path(os.readlink(path)).name  # one level: deeper links name another kind of hash
+        if re.fullmatch(r"[0-9a-f]{40}", etag):
+            return [etag]
+        if re.fullmatch(r"[0-9a-f]{64}", etag):
+            return [_pointer_id(etag, path.stat().st_size)]
+    stat = path.stat()
+    return list(_hashed(str(path.resolve()), stat.st_size, stat.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=256)
+def _hashed(path: str, size: int, mtime_ns: int) -> tuple[str, str]:
+    regular, sha256 = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False), hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            regular.update(chunk)
+            sha256.update(chunk)
+    return regular.hexdigest(), _pointer_id(sha256.hexdigest(), size)
+
+
+def _pointer_id(sha256: str, size: int) -> str:
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+    return hashlib.sha1(f"blob {len(text)}\0".encode() + text, usedforsecurity=False).hexdigest()

@@ -1,0 +1,362 @@
+"""The window into language models: any mlx-lm model, read and edited through `LanguageModel.run`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from hubsae import identity, lm_files
+from hubsae.errors import ConfigError, DataError, ModelError, SiteError
+from hubsae.identity import BaseModel
+from hubsae.sites import COMPONENTS, Site, parse_sites
+from hubsae.taps import AllRead, Edit, Taps, find_module
+
+Interventions = Mapping[str, Edit] | Mapping[Site, Edit]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One forward pass: `logits` (b, length, V), or None if it stopped early, and `activations` (b, length, d)."""
+
+    logits: mx.array | None
+    activations: dict[Site, mx.array]
+
+
+class TokenPrediction(NamedTuple):
+    """A possible next token, its text, and its probability."""
+
+    token_id: int
+    token: str
+    probability: float
+
+
+class LanguageModel:
+    """An mlx-lm model with its tokenizer and its identity.
+
+    `source` is a repository id (with `revision`), a local folder, or a (model, tokenizer) pair that mlx-lm loaded. On a
+    CPU, models loaded here compute in fp32 whatever their files hold; a pair is used as it is.
+    """
+
+    def __init__(self, source: Any, tokenizer: Any = None, *, revision: str | None = None):
+        self.checkpoint: lm_files.Checkpoint | None = None
+        self._config: dict = {}
+        if isinstance(source, str | Path):
+            if tokenizer is not None:
+                raise ConfigError("a tokenizer only goes with a model object; a repository or folder brings its own")
+            self.checkpoint = lm_files.locate(source, revision)
+            model, tokenizer, self._config = lm_files.load(self.checkpoint)
+        else:
+            model, tokenizer = source if isinstance(source, tuple) and len(source) == 2 else (source, tokenizer)
+            if not isinstance(model, nn.Module) or not hasattr(model, "layers") or tokenizer is None:
+                raise ConfigError(
+                    "expected a repository id, a folder, or a (model, tokenizer) pair of mlx-lm, "
+                    f"got {type(source).__name__}"
+                )
+            if revision is not None:
+                raise ConfigError(f"revision={revision!r} only works with a repository id")
+        self.model: Any = model
+        self.tokenizer: Any = tokenizer
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.identity.label}, {self.n_layers} layers of width {self.hidden_size})"
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """The blocks, in order."""
+        return self.model.layers
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    @cached_property
+    def _probe(self) -> "_Probe":
+        return _probe(self.model)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return self._probe.widths.get(Site(0), 0)
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return self._probe.vocab_size
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest context that the model's position table or configuration allows, if it says."""
+        args = getattr(self.model, "args", None)
+        settings = {**getattr(args, "__dict__", {}), **self._config}
+        sizes = [settings.get(key) for key in ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len")]
+        return min((size for size in sizes if isinstance(size, int) and size > 0), default=None)
+
+    def sites(self) -> dict[Site, int]:
+        """The standard sites (`COMPONENTS` of every layer) that this model has, with their widths."""
+        return dict(self._probe.widths)
+
+    def width(self, site: str | Site) -> int:
+        """Number of columns of a site; raises `SiteError` where the model has no such site."""
+        site = Site.parse(site)
+        if site in self._probe.widths:
+            return self._probe.widths[site]
+        return self.run([[0, 0]], read=[site], logits=False).activations[site].shape[-1]
+
+    @cached_property
+    def identity(self) -> BaseModel:
+        """What was really loaded; hashes the files of a local folder on first use."""
+        config, checkpoint = self._config, self.checkpoint
+        args = getattr(self.model, "args", None)
+        quantization = config.get("quantization") or config.get("quantization_config") or _quantization(self.model)
+        return BaseModel(
+            repo_id=checkpoint.repo_id if checkpoint else None,
+            revision=checkpoint.revision if checkpoint else None,
+            requested_revision=checkpoint.requested_revision if checkpoint else None,
+            architecture=next(iter(config.get("architectures") or []), None),
+            model_type=config.get("model_type") or getattr(args, "model_type", None),
+            hidden_size=self.hidden_size,
+            n_layers=self.n_layers,
+            vocab_size=self.vocab_size,
+            quantization={k: v for k, v in quantization.items() if k in ("bits", "group_size", "mode", "quant_method")}
+            if quantization
+            else None,
+            dtype=config.get("torch_dtype") or config.get("dtype"),
+            files=identity.model_files(checkpoint.folder) if checkpoint else {},
+        )
+
+    def run(
+        self,
+        tokens: Any,
+        *,
+        read: str | Site | Sequence[str | Site] = (),
+        edit: Interventions | None = None,
+        logits: bool = True,
+        cache: Any = None,
+    ) -> Run:
+        """One forward pass over `tokens` (b, length), reading and editing sites; everything is lazy until used.
+
+        With `logits=False` the pass ends after the deepest read. An edit maps (b, length, d) to the same shape; what is
+        read at an edited site is what the edit returned. Without `cache` a fresh one is used: some architectures
+        compute something else without any.
+        """
+        from mlx_lm.models.cache import make_prompt_cache
+
+        tokens = self._checked_tokens(tokens)
+        sites = parse_sites(read)
+        edits = {Site.parse(site): function for site, function in (edit or {}).items()}
+        stop = not logits and bool(sites) and cache is None and not self._probe.looped
+        shape = (tokens.shape[0], tokens.shape[1])
+        with Taps(self.layers, sites, edits, expect_shape=shape, stop=stop) as taps:
+            try:
+                out = self.model(tokens, cache=make_prompt_cache(self.model) if cache is None else cache)
+                missed = [site for site in (*sites, *edits) if site not in taps.visits]
+            except AllRead:
+                out, missed = None, []
+        if missed:
+            raise SiteError(f"{missed[0]}: this model has the module, but its forward pass never calls it")
+        return Run(out, taps.values)
+
+    def _checked_tokens(self, tokens: Any) -> mx.array:
+        ids = np.asarray(tokens)
+        if ids.ndim == 1:
+            ids = ids[None]
+        if ids.ndim != 2 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
+            raise DataError(f"tokens of shape {ids.shape} and type {ids.dtype}: expected token ids (b, length)")
+        if ids.min() < 0 or ids.max() >= self.vocab_size:  # MLX does not check, and reads past the table
+            raise DataError(
+                f"token id {ids.min() if ids.min() < 0 else ids.max()}: ids go from 0 to {self.vocab_size - 1}"
+            )
+        return mx.array(ids.astype(np.int32))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, with the special tokens that the tokenizer adds by itself (BOS for Llama and Gemma)."""
+        ids = list(self.tokenizer.encode(text))
+        if not ids:
+            raise DataError(f"the text {text!r} has no tokens")
+        return ids
+
+    def token_to_str(self, token_id: int) -> str:
+        """The text of one token id."""
+        if not isinstance(token_id, int | np.integer) or not 0 <= token_id < self.vocab_size:
+            raise DataError(f"token id {token_id!r}: ids are whole numbers from 0 to {self.vocab_size - 1}")
+        return self.tokenizer.decode([int(token_id)])
+
+    def trace(self, text: str | Sequence[str], interventions: Interventions | None = None) -> "Trace":
+        """A forward pass over one text or several, for use as `with model.trace("...") as trace:`."""
+        texts = [text] if isinstance(text, str) else list(text)
+        if not texts:
+            raise DataError("trace needs at least one text")
+        return Trace(self, [self.encode(t) for t in texts], dict(interventions or {}))
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        interventions: Interventions | None = None,
+        max_tokens: int = 100,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> str:
+        """The model's continuation of `prompt`, with interventions at work in every step; greedy by default.
+
+        An intervention sees the prompt in chunks (1, length, d) and then every new token as (1, 1, d).
+        """
+        from mlx_lm import stream_generate
+        from mlx_lm.sample_utils import make_sampler
+
+        ids = self.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+        self._checked_tokens(ids)
+        if max_tokens < 1:
+            raise ConfigError(f"max_tokens={max_tokens}: expected at least 1")
+        edits = {Site.parse(site): function for site, function in (interventions or {}).items()}
+        mx.random.seed(seed)
+        with Taps(self.layers, (), edits) as taps:
+            steps = stream_generate(
+                self.model, self.tokenizer, ids, max_tokens=max_tokens, sampler=make_sampler(temperature)
+            )
+            text = "".join(step.text for step in steps)
+        if missed := [site for site in edits if site not in taps.visits]:
+            raise SiteError(f"{missed[0]}: this model has the module, but its forward pass never calls it")
+        return text
+
+    def get_token_predictions(self, logits: mx.array, top_k: int = 10) -> list[TokenPrediction]:
+        """The likeliest next tokens by logits (V,), (length, V) or (1, length, V); of several positions the last."""
+        last = logits.reshape(-1, logits.shape[-1])[-1].astype(mx.float32)
+        if logits.shape[-1] != self.vocab_size or (logits.ndim == 3 and logits.shape[0] != 1) or logits.ndim > 3:
+            raise DataError(
+                f"logits of shape {logits.shape}: expected ({self.vocab_size},), (length, {self.vocab_size}) "
+                f"or (1, length, {self.vocab_size}); pick one text of a batch first"
+            )
+        if top_k < 1:
+            raise ConfigError(f"top_k={top_k}: expected at least 1")
+        probabilities = np.array(mx.softmax(last))
+        best = np.argsort(-probabilities, kind="stable")[:top_k]
+        return [TokenPrediction(int(i), self.tokenizer.decode([int(i)]), float(probabilities[i])) for i in best]
+
+
+@dataclass
+class Trace:
+    """What one forward pass computed; a context manager, and good after it too.
+
+    `tokens` (b, length), right-padded with id 0 where texts differ in length; `lengths` real tokens of each text.
+    """
+
+    model: LanguageModel
+    token_ids: list[list[int]]
+    interventions: dict
+    lengths: tuple[int, ...] = field(init=False)
+    tokens: mx.array = field(init=False)
+
+    def __post_init__(self):
+        self.lengths = tuple(len(ids) for ids in self.token_ids)
+        self.tokens = mx.array(padded(self.token_ids))
+        self.activations = Activations(self)
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        return None
+
+    @cached_property
+    def run(self) -> Run:
+        """The pass, with all standard sites read."""
+        return self.model.run(self.tokens, read=tuple(self.model.sites()), edit=self.interventions)
+
+    @property
+    def logits(self) -> mx.array:
+        """(b, length, V)"""
+        assert self.run.logits is not None
+        return self.run.logits
+
+    @cached_property
+    def token_strings(self) -> list[list[str]]:
+        """The text of each token, a list for each text."""
+        return [[self.model.token_to_str(i) for i in ids] for ids in self.token_ids]
+
+
+class Activations(Mapping[Any, mx.array]):
+    """Site -> (b, length, d). Any spelling of a site finds it; sites beyond the standard ones cost another pass."""
+
+    def __init__(self, trace: Trace):
+        self._trace = trace
+        self._extra: dict[Site, mx.array] = {}
+
+    def __getitem__(self, site: str | Site) -> mx.array:
+        site = Site.parse(site)
+        found = self._trace.run.activations
+        if site in found:
+            return found[site]
+        if site not in self._extra:
+            run = self._trace.model.run(self._trace.tokens, read=[site], edit=self._trace.interventions, logits=False)
+            self._extra[site] = run.activations[site]
+        return self._extra[site]
+
+    def __contains__(self, site: object) -> bool:
+        try:
+            self[site]  # type: ignore[index]
+        except (SiteError, TypeError):
+            return False
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return map(str, self._trace.run.activations)
+
+    def __len__(self) -> int:
+        return len(self._trace.run.activations)
+
+
+def padded(token_ids: Sequence[Any]) -> np.ndarray:
+    """Lists of ids -> (b, longest) int32, padded with 0 on the right, which is exact for every causal model."""
+    out = np.zeros((len(token_ids), max(map(len, token_ids))), np.int32)
+    for row, ids in zip(out, token_ids, strict=True):
+        row[: len(ids)] = ids
+    return out
+
+
+@dataclass(frozen=True)
+class _Probe:
+    widths: dict[Site, int]
+    vocab_size: int
+    looped: bool
+
+
+def _probe(model: Any) -> _Probe:
+    """Widths of all standard sites and of the logits, from the shapes of a forward pass that is never evaluated."""
+    from mlx_lm.models.cache import make_prompt_cache
+
+    tokens = mx.zeros((1, 2), mx.int32)
+    wanted = [Site(i, c) for i, layer in enumerate(model.layers) for c in COMPONENTS if _has(layer, Site(i, c))]
+    with Taps(model.layers, wanted) as taps:
+        logits = model(tokens, cache=make_prompt_cache(model))
+    if not any(site.component == "residual" for site in taps.values):
+        raise ModelError(f"{type(model).__module__}: its forward pass never calls its layers, so they cannot be read")
+    widths = {s: v.shape[-1] for s, v in taps.values.items() if v.ndim == 3 and v.shape[:2] == (1, 2)}
+    if Site(0) not in widths:
+        raise ModelError(
+            f"{type(model).__module__}: its residual stream has shape {taps.values[Site(0)].shape} for 2 tokens, "
+            "not one vector per token; dictionaries of this architecture are not supported"
+        )
+    looped = any(count > 1 for site, count in taps.visits.items() if site.component == "residual")
+    return _Probe({site: widths[site] for site in wanted if site in widths}, logits.shape[-1], looped)
+
+
+def _has(layer: nn.Module, site: Site) -> bool:
+    try:
+        find_module(layer, site)
+    except SiteError:
+        return False
+    return True
+
+
+def _quantization(model: nn.Module) -> dict | None:
+    """Settings of the first quantised module of a model object, None where there is none."""
+    for module in model.modules():
+        if hasattr(module, "scales") and hasattr(module, "bits"):
+            return {"bits": module.bits, "group_size": module.group_size}  # type: ignore[attr-defined]
+    return None

@@ -1,0 +1,84 @@
+"""`Site`: a place in a language model, its text form, and the columns it takes in a row."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from hubsae.errors import SiteError
+
+COMPONENTS = ("residual_in", "residual", "attn_in", "attn", "mlp_in", "mlp")
+"""Components that every transformer has: a block's input and output, its token mixer and its feed-forward module."""
+
+_ALIASES = {
+    "": "residual",
+    "in": "residual_in",
+    "resid_post": "residual",
+    "resid_pre": "residual_in",
+    "residual.in": "residual_in",
+    "attn.in": "attn_in",
+    "mlp.in": "mlp_in",
+}
+_TEXT = re.compile(r"(?:[A-Za-z_]\w*\.)*?(?:layers|h|blocks)\.(\d+)(?:\.(.+))?")
+_PATH = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*")
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """A place in a model: `layer` (from 0) and `component`.
+
+    A component is one of `COMPONENTS`, or an attribute path under the layer (`self_attn.o_proj`) for a module's output,
+    with `.in` appended for its input.
+    """
+
+    layer: int
+    component: str = "residual"
+
+    def __post_init__(self):
+        component = _ALIASES.get(self.component, self.component)
+        if not _PATH.fullmatch(component):
+            raise SiteError(
+                f"component {self.component!r}: expected one of {', '.join(COMPONENTS)} or an attribute path "
+                "under the layer such as 'self_attn.o_proj' or 'self_attn.o_proj.in'"
+            )
+        if self.layer < 0:
+            raise SiteError(f"layer {self.layer}: layers are counted from 0")
+        object.__setattr__(self, "component", component)
+
+    @classmethod
+    def parse(cls, text: "str | Site") -> "Site":
+        """`"layers.10.mlp"` -> `Site(10, "mlp")`; a prefix such as `model.model.` is accepted and dropped."""
+        if isinstance(text, Site):
+            return text
+        match = _TEXT.fullmatch(text)
+        if not match:
+            raise SiteError(f"{text!r} is no site; write 'layers.<number>.<component>', for example 'layers.10.mlp'")
+        return cls(int(match[1]), match[2] or "residual")
+
+    @property
+    def is_input(self) -> bool:
+        """True for what goes into a module, False for what comes out of it."""
+        return self.component.endswith(("_in", ".in"))
+
+    @property
+    def module(self) -> str:
+        """The component without its input mark: `"mlp_in"` -> `"mlp"`, `"a.b.in"` -> `"a.b"`."""
+        return self.component[:-3] if self.is_input else self.component
+
+    def __str__(self) -> str:
+        return f"layers.{self.layer}.{self.component}"
+
+
+def parse_sites(sites: "str | Site | Iterable[str | Site]") -> tuple[Site, ...]:
+    """One site or several, as text or `Site` -> a tuple of distinct sites in the given order."""
+    if isinstance(sites, str | Site):
+        sites = (sites,)
+    return tuple(dict.fromkeys(Site.parse(site) for site in sites))
+
+
+def columns(sites: Sequence[Site], widths: Sequence[int]) -> dict[Site, slice]:
+    """The column range that each site takes in a row, in the order given."""
+    ranges, start = {}, 0
+    for site, width in zip(sites, widths, strict=True):
+        ranges[site] = slice(start, start + width)
+        start += width
+    return ranges

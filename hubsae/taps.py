@@ -1,0 +1,209 @@
+"""Reading and editing module inputs and outputs of an MLX model while a context is open.
+
+A tapped module keeps its identity: its instance's class is swapped for a generated subclass and restored on exit.
+Wrapping would not do: `model.layers` is a fresh list on many architectures, and `isinstance` checks and parameter
+paths have to stay as they are.
+"""
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from hubsae.errors import SiteError
+from hubsae.sites import COMPONENTS, Site
+
+Edit = Callable[[mx.array], mx.array]
+
+_RESIDUAL_NAMES = ("x", "h", "hidden_states", "inputs", "streams")
+_ATTN_NAMES = (
+    "self_attn",
+    "attn",
+    "attention",
+    "linear_attn",
+    "mixer",
+    "local_mixer",
+    "conv",
+    "mamba",
+    "temporal_block",
+    "norm_attn_norm",
+)
+_MLP_NAMES = ("mlp", "feed_forward", "block_sparse_moe", "ffn", "moe", "mlp_block", "shared_mlp")
+_KEY = "_hubsae_taps"
+
+
+class AllRead(BaseException):
+    """Raised inside a forward pass once every read has been made; a BaseException so that no model swallows it."""
+
+
+def find_module(layer: nn.Module, site: Site) -> nn.Module:
+    """The module whose input or output the site is; raises `SiteError` that lists what the layer has."""
+    name = site.module
+    if name == "residual":
+        return layer
+    names = {"attn": _ATTN_NAMES, "mlp": _MLP_NAMES}.get(name)
+    if names:
+        for candidate in names:
+            module = getattr(layer, candidate, None)
+            if isinstance(module, nn.Module):
+                return module
+        raise SiteError(f"{site}: this layer has no {name} module; it has {_children(layer)}")
+    module: Any = layer
+    for step, part in enumerate(name.split(".")):
+        if isinstance(module, list) and part.isdigit() and int(part) < len(module):
+            module = module[int(part)]
+        elif isinstance(module, nn.Module) and part in module:
+            module = module[part]
+        else:
+            where = ".".join(name.split(".")[:step]) or "the layer"
+            raise SiteError(
+                f"{site}: {where} has no {part!r}; it has {_children(module)} "
+                f"(components: {', '.join(COMPONENTS)}, or a path of these)"
+            )
+    if not isinstance(module, nn.Module):
+        raise SiteError(f"{site}: {name} is a {type(module).__name__}, not a module that is called")
+    return module
+
+
+def _children(module: Any) -> str:
+    if isinstance(module, list):
+        return f"entries 0 to {len(module) - 1}"
+    names = [k for k, v in module.items() if isinstance(v, nn.Module | list)] if isinstance(module, nn.Module) else []
+    return ", ".join(sorted(names)) or "no modules inside"
+
+
+@functools.cache
+def _tapped(cls: type) -> type:
+    """A subclass of `cls` whose `__call__` goes through the taps stored on the instance."""
+
+    def __call__(self, *args, **kwargs):
+        taps = [tap for tap in self.__dict__.get(_KEY, ()) if tap.thread == threading.get_ident()]
+        for tap in taps:
+            args, kwargs = tap.before(args, kwargs)
+        result = cls.__call__(self, *args, **kwargs)  # type: ignore[operator]
+        for tap in taps:
+            result = tap.after(result)
+        return result
+
+    return type(cls.__name__, (cls,), {"__call__": __call__, "__module__": cls.__module__, "_hubsae_original": cls})
+
+
+def _original(module: nn.Module) -> type:
+    return getattr(type(module), "_hubsae_original", type(module))
+
+
+@functools.cache
+def _activation_parameter(cls: type) -> tuple[int, str]:
+    """(position, name) of the parameter of `cls.__call__` that carries the activations."""
+    names = [p.name for p in inspect.signature(cls.__call__).parameters.values()][1:]  # type: ignore[operator]
+    name = next((n for n in names if n in _RESIDUAL_NAMES), names[0])
+    return names.index(name), name
+
+
+class _Tap:
+    """What one open context does at one module: its input edit and read, its output edit and read."""
+
+    def __init__(self, module: nn.Module, owner: "Taps"):
+        self.module, self.owner, self.thread = module, owner, threading.get_ident()
+        self.sites: dict[bool, list[Site]] = {True: [], False: []}
+        self.position, self.name = _activation_parameter(_original(module))
+
+    def before(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if not self.sites[True]:
+            return args, kwargs
+        if self.name in kwargs:
+            return args, {**kwargs, self.name: self._visit(kwargs[self.name], True)}
+        if self.position >= len(args):
+            raise SiteError(f"{self.sites[True][0]}: the model calls this module without activations")
+        new = self._visit(args[self.position], True)
+        return (*args[: self.position], new, *args[self.position + 1 :]), kwargs
+
+    def after(self, result: Any) -> Any:
+        if not self.sites[False]:
+            return result
+        if isinstance(result, tuple):
+            return (self._visit(result[0], False), *result[1:])
+        return self._visit(result, False)
+
+    def _visit(self, value: mx.array, is_input: bool) -> mx.array:
+        for site in self.sites[is_input]:
+            value = self.owner.visit(site, value)
+        return value
+
+
+class Taps:
+    """Context: `reads` are captured in `.values`, `edits` are applied, in every forward pass of this thread inside it.
+
+    An edit runs before the read of the same site, so what is read is what the model goes on with. `expect_shape`
+    (batch, length) refuses streams that do not have one vector per token. With `stop` the pass ends with `AllRead`
+    after the last read.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        reads: Sequence[Site] = (),
+        edits: Mapping[Site, Edit] | None = None,
+        *,
+        expect_shape: tuple[int, int] | None = None,
+        stop: bool = False,
+    ):
+        self._layers, self._reads, self._edits = layers, frozenset(reads), dict(edits or {})
+        self._expect_shape, self._stop = expect_shape, stop
+        self.values: dict[Site, mx.array] = {}
+        self.visits: dict[Site, int] = {}
+        self._taps: list[_Tap] = []
+
+    def __enter__(self) -> "Taps":
+        found: dict[int, _Tap] = {}
+        for site in sorted({*self._reads, *self._edits}):
+            if site.layer >= len(self._layers):
+                raise SiteError(f"{site}: this model has layers 0 to {len(self._layers) - 1}")
+            module = find_module(self._layers[site.layer], site)
+            tap = found.get(id(module))
+            if tap is None:
+                tap = found[id(module)] = _Tap(module, self)
+            tap.sites[site.is_input].append(site)
+        for tap in found.values():
+            module = tap.module
+            if type(module) is _original(module):
+                # nn.Module.__setattr__ would put a list among the model's children
+                object.__setattr__(module, _KEY, [])
+                module.__class__ = _tapped(type(module))
+            module.__dict__[_KEY].append(tap)
+            self._taps.append(tap)
+        return self
+
+    def __exit__(self, *exc) -> None:
+        while self._taps:
+            tap = self._taps.pop()
+            taps = tap.module.__dict__[_KEY]
+            taps.remove(tap)
+            if not taps:
+                tap.module.__class__ = _original(tap.module)
+                del tap.module.__dict__[_KEY]
+
+    def visit(self, site: Site, value: mx.array) -> mx.array:
+        """Edit, then read `value` at `site`; called from inside the forward pass."""
+        shape = value.shape
+        if self._expect_shape and (value.ndim != 3 or shape[:2] != self._expect_shape):
+            raise SiteError(
+                f"{site}: the stream here has shape {shape}, not one vector for each of the "
+                f"{self._expect_shape} tokens; this architecture cannot be read at this site"
+            )
+        self.visits[site] = self.visits.get(site, 0) + 1
+        if site in self._edits:
+            edited = self._edits[site](value[...])  # a snapshot: models change arrays in place
+            if not isinstance(edited, mx.array) or edited.shape != shape:
+                found = edited.shape if isinstance(edited, mx.array) else type(edited).__name__
+                raise SiteError(f"{site}: an intervention has to return an array of shape {shape}, this gave {found}")
+            value = edited.astype(value.dtype)
+        if site in self._reads:
+            self.values[site] = value[...]
+            if self._stop and len(self.values) == len(self._reads):
+                raise AllRead
+        return value

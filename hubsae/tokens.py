@@ -1,0 +1,196 @@
+"""Texts -> chunks of token ids, with the positions that count marked, and a held-out share set apart."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hubsae.errors import ConfigError, DataError
+
+_TEXTS_AT_ONCE = 256
+_LONG_DOCUMENT = 4  # chunks; longer documents are split between training and held-out by chunk
+
+
+@dataclass(frozen=True)
+class TokenConfig:
+    """How texts become rows; recorded with every dictionary.
+
+    context_size: tokens a chunk, special tokens included (None: 256, or what the model can take if that is less).
+    skip_positions: first positions of every chunk that are left out (position 0 is an attention sink).
+    skip_special: leave out special tokens (BOS, EOS ...). add_special_tokens: let the tokenizer add those it adds.
+    text_column: where the text stands in rows of a `datasets` dataset.
+    """
+
+    context_size: int | None = None
+    skip_positions: int = 1
+    skip_special: bool = True
+    add_special_tokens: bool = True
+    text_column: str = "text"
+
+    def __post_init__(self):
+        if self.context_size is not None and self.context_size < 2:
+            raise ConfigError(f"context_size={self.context_size}: expected at least 2 tokens")
+        if self.skip_positions < 0:
+            raise ConfigError(f"skip_positions={self.skip_positions}: expected 0 or more")
+
+    def context_for(self, max_positions: int | None) -> int:
+        """Tokens a chunk for a model with so many positions; raises `ConfigError` where it takes fewer."""
+        if self.context_size is None:
+            return min(256, max_positions or 256)
+        if max_positions is not None and self.context_size > max_positions:
+            raise ConfigError(f"context_size={self.context_size}: this model has only {max_positions} positions")
+        return self.context_size
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of one document: `ids` (length,), `keep` (length,) marks the positions that become rows."""
+
+    ids: np.ndarray
+    keep: np.ndarray
+    document: int
+
+    @property
+    def n_rows(self) -> int:
+        return int(self.keep.sum())
+
+
+def iterate_texts(source: Any, column: str = "text") -> Iterator[str]:
+    """The texts of a list, any iterable, or a `datasets` dataset; raises `DataError` for what holds no texts."""
+    if isinstance(source, str | bytes):
+        raise DataError(f"dataset is one {type(source).__name__}; give a list of texts, or use read_texts for a file")
+    if isinstance(source, dict) and not hasattr(source, "features"):
+        raise DataError(f"dataset is a dict with {', '.join(map(str, source))}; pick one split or column of it")
+    columns = getattr(source, "column_names", None)
+    if isinstance(columns, dict):
+        raise DataError(f"dataset has the splits {', '.join(columns)}; pick one, for example dataset['train']")
+    if columns and column not in columns:
+        raise DataError(f"dataset has no column {column!r}, only {', '.join(columns)}; set text_column")
+    if not isinstance(source, Iterable):
+        raise DataError(f"dataset is a {type(source).__name__}; expected texts, or a `datasets` dataset")
+    for i, item in enumerate(source):
+        text = item.get(column) if isinstance(item, dict) else item
+        if not isinstance(text, str):
+            where = f"entry {i}" + (f", column {column!r}," if isinstance(item, dict) else "")
+            raise DataError(f"dataset: {where} is a {type(text).__name__}, not a text")
+        if text.strip():
+            yield text
+
+
+def read_texts(name: str | Path, *, split: str = "train", subset: str | None = None) -> Any:
+    """Texts from a file (.txt: one a line; .jsonl, .json, .csv, .parquet: rows) or a dataset repository, streamed."""
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".txt":
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    import datasets
+
+    formats = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+    try:
+        if path.is_file():
+            if path.suffix not in formats:
+                raise DataError(f"{path}: expected .txt, {', '.join(formats)}")
+            return datasets.load_dataset(formats[path.suffix], data_files=str(path), split="train")
+        return datasets.load_dataset(str(name), subset, split=split, streaming=True)
+    except (OSError, ValueError, ConnectionError) as error:
+        raise DataError(f"{name}: neither a file nor a dataset that can be loaded ({error})") from error
+
+
+def chunks(texts: Iterable[str], tokenizer: Any, config: TokenConfig, context: int) -> Iterator[Chunk]:
+    """Chunks of at most `context` tokens in the order of the texts; chunks without any row are left out."""
+    encode = getattr(tokenizer, "_tokenizer", tokenizer)  # mlx-lm's wrapper cannot be called
+    numbered = enumerate(texts)
+    while part := list(islice(numbered, _TEXTS_AT_ONCE)):
+        numbers, strings = zip(*part, strict=True)
+        for document, ids, special in _encode(encode, strings, config, context):
+            keep = ~special if config.skip_special else np.ones(len(ids), bool)
+            keep[: config.skip_positions] = False
+            if keep.any():
+                yield Chunk(ids, keep, numbers[document])
+
+
+def _encode(tokenizer: Any, strings: tuple[str, ...], config: TokenConfig, context: int):
+    """(index of the text, ids, mask of special tokens) for every chunk."""
+    special_ids = np.array(sorted(set(getattr(tokenizer, "all_special_ids", ()))), np.int64)
+    if getattr(tokenizer, "is_fast", False):
+        encoded = tokenizer(
+            list(strings),
+            add_special_tokens=config.add_special_tokens,
+            truncation=True,
+            max_length=context,
+            stride=0,
+            return_overflowing_tokens=True,
+            return_attention_mask=False,
+        )
+        pairs = zip(encoded["overflow_to_sample_mapping"], encoded["input_ids"], strict=True)
+    else:
+        pairs = (
+            (i, ids[start : start + context])
+            for i, text in enumerate(strings)
+            for ids in [tokenizer.encode(text, add_special_tokens=config.add_special_tokens)]
+            for start in range(0, len(ids), context)
+        )
+    for i, ids in pairs:
+        array = np.asarray(ids, np.int32)
+        if len(array):
+            yield i, array, np.isin(array, special_ids)
+
+
+def by_document(stream: Iterable[Chunk]) -> Iterator[list[Chunk]]:
+    """The chunks of one document after the other."""
+    group: list[Chunk] = []
+    for chunk in stream:
+        if group and chunk.document != group[0].document:
+            yield group
+            group = []
+        group.append(chunk)
+    if group:
+        yield group
+
+
+class Split:
+    """Divides a stream of chunks: iterating gives the training share, `held_out` collects the rest as it passes.
+
+    A document goes one way as a whole, by a hash of its tokens, so equal documents never land on both sides; documents
+    of more than four chunks are divided by chunk. `held_out` keeps at most `limit` rows.
+    """
+
+    def __init__(self, stream: Iterable[Chunk], share: float, *, limit: int = 50_000):
+        self._stream, self._share, self._limit = stream, share, limit
+        self.held_out: list[Chunk] = []
+        self._held_rows = 0
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for group in by_document(self._stream):
+            units = [[chunk] for chunk in group] if len(group) > _LONG_DOCUMENT else [group]
+            for unit in units:
+                if self._share and _fraction(unit) < self._share:
+                    if self._held_rows < self._limit:
+                        self.held_out += unit
+                        self._held_rows += sum(chunk.n_rows for chunk in unit)
+                else:
+                    yield from unit
+
+
+def _fraction(unit: list[Chunk]) -> float:
+    digest = hashlib.sha256(b"".join(chunk.ids.tobytes() for chunk in unit)).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def take_rows(stream: Iterable[Chunk], n_rows: int) -> Iterator[Chunk]:
+    """Chunks until they make `n_rows` rows; the last one is cut short to fit."""
+    left = n_rows
+    for chunk in stream:
+        if chunk.n_rows >= left:
+            end = int(np.flatnonzero(chunk.keep)[left - 1]) + 1
+            yield Chunk(chunk.ids[:end], chunk.keep[:end], chunk.document)
+            return
+        left -= chunk.n_rows
+        yield chunk
+
+
+def count_rows(stream: Iterable[Chunk]) -> int:
+    return sum(chunk.n_rows for chunk in stream)

@@ -1,0 +1,54 @@
+"""Fixtures shared by the tests; the embedded demo models stand in for real ones."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hubsae  # noqa: F401  (before mlx: loads the BLAS)
+
+# isort: split
+import mlx.core as mx
+
+from hubsae import InterpretableModel
+from hubsae.api import SAE
+from hubsae.demo import atlas
+from hubsae.dictionary import DictionaryConfig
+
+
+@pytest.fixture(scope="session")
+def demo_folder() -> Path:
+    return Path(str(files("hubsae.demo") / "models" / "atlas-llama"))
+
+
+@pytest.fixture(scope="session")
+def demo_model(demo_folder) -> InterpretableModel:
+    return InterpretableModel(demo_folder)
+
+
+@pytest.fixture(scope="session")
+def demo_texts() -> list[str]:
+    return [document.text for document in atlas.generate(1500, seed=11)]
+
+
+def random_sae(d: int = 16, n_features: int = 64, sparsity: dict | None = None, **config) -> SAE:
+    """An SAE with random weights that is ready to use."""
+    rng = np.random.default_rng(0)
+    settings = {
+        "reads": ("layers.1.residual",),
+        "read_widths": (d,),
+        "writes": ("layers.1.residual",),
+        "write_widths": (d,),
+        "n_features": n_features,
+        "sparsity": sparsity or {"name": "topk", "k": 4},
+        **config,
+    }
+    shapes = {"W_enc": (d, n_features), "b_enc": (n_features,), "W_dec": (n_features, d), "b_dec": (d,)}
+    arrays = {name: mx.array(rng.standard_normal(shape).astype(np.float32)) for name, shape in shapes.items()}
+    return SAE(DictionaryConfig(**settings), arrays)
+
+
+@pytest.fixture
+def sae() -> SAE:
+    return random_sae()
