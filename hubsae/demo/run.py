@@ -1,0 +1,91 @@
+"""`hubsae demo`: the main job on the embedded model of an invented atlas, offline, judged against known truth."""
+
+import time
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+
+from hubsae import InterpretableModel, SAEConfig, features, load_sae, tokens
+from hubsae.backend import describe
+from hubsae.demo import atlas
+from hubsae.features import Codes, ConceptMatch
+
+MODELS = ("atlas-llama", "atlas-neox")
+LAYER = 2
+TRAINING = SAEConfig()
+N_DOCUMENTS = 8_000
+N_JUDGED = 600
+_RARE = 30  # concepts on fewer tokens than this are not judged
+
+
+def load_model(name: str = "atlas-llama") -> InterpretableModel:
+    """One of the embedded models, `"atlas-llama"` or `"atlas-neox"`."""
+    with as_file(files("hubsae.demo") / "models" / name) as folder:
+        return InterpretableModel(folder)
+
+
+def judge(sae, model: InterpretableModel, n_documents: int = N_JUDGED) -> tuple[Codes, list[ConceptMatch]]:
+    """Codes of fresh documents, and the best feature of every concept that they carry often enough to judge."""
+    documents = atlas.generate(n_documents, seed=1_000_003)
+    config = tokens.TokenConfig()
+    chunks = list(tokens.chunks([d.text for d in documents], model.tokenizer, config, config.context_for(None)))
+    codes = features.encode_chunks(sae, model, chunks)
+    ends = [_last_characters(model, documents[chunk.document].text, len(chunk.ids)) for chunk in chunks]
+    names = list(atlas.concept_counts(documents))
+    table = atlas.concept_matrix([documents[chunk.document] for chunk in chunks], ends, names)
+    starts = np.concatenate([[0], np.cumsum([len(e) for e in ends])])
+    carried = table[starts[codes.chunk] + codes.position]
+    common = np.flatnonzero(carried.sum(axis=0) >= _RARE)
+    return codes, features.match_concepts(codes, carried[:, common], [names[i] for i in common])
+
+
+def _last_characters(model: InterpretableModel, text: str, n_tokens: int) -> np.ndarray:
+    """Index of the last character of each token, -1 for tokens without any."""
+    encoded = model.tokenizer._tokenizer(text, return_offsets_mapping=True)
+    pairs = encoded["offset_mapping"][:n_tokens]
+    return np.array([end - 1 if end > start else -1 for start, end in pairs])
+
+
+def run(out: str | Path = "demo-sae") -> None:
+    """Train, judge, show and save an SAE; prints what it does."""
+    started, backend = time.time(), describe()
+    print(f"{backend.device_name}, {backend.blas_name}")
+    model = load_model()
+    prompt = "The capital of Germany is"
+    print(f"{model!r}\n{prompt!r} -> {model.generate(prompt, max_tokens=1)!r}\n")
+    texts = [document.text for document in atlas.generate(N_DOCUMENTS, seed=7)]
+    sae = model.train_sae(
+        LAYER, texts, "residual", config=TRAINING, save_path=out, dataset_name="invented documents of the demo's atlas"
+    )
+    print(f"\n{sae!r}\n")
+    numbers = sae.metrics
+    rows = [
+        ("", "FVU", "next-token loss (nats)", "loss recovered"),
+        ("original model", "0", f"{numbers['ce_original']:.4f}", "100 %"),
+        ("SAE", f"{numbers['fvu']:.4f}", f"{numbers['ce_spliced']:.4f}", f"{100 * numbers['ce_recovered']:.1f} %"),
+        ("mean activation", "1", f"{numbers['ce_mean']:.4f}", _recovered_by_mean(numbers)),
+        ("zeros", "-", f"{numbers['ce_zero']:.4f}", "0 %"),
+    ]
+    for label, fvu, loss, share in rows:
+        print(f"{label:18} {fvu:>8} {loss:>24} {share:>16}")
+    print(f"\n{numbers['l0']:.1f} of {sae.n_features} features active a token, {100 * numbers['dead_share']:.1f} % never")
+    codes, matches = judge(sae, model)
+    good = sum(match.f1 >= 0.9 for match in matches)
+    print(f"\n{good} of {len(matches)} concepts of the atlas are one feature with F1 >= 0.9; some of them:\n")
+    shown: set[int] = set()
+    for match in matches:
+        if match.feature in shown or len(shown) == 10:
+            continue
+        shown.add(match.feature)
+        print(f"feature {match.feature:5}  {match.concept:20} F1 {match.f1:.2f}")
+        for example in features.top_examples(codes, model, match.feature):
+            print(f"    {example.value:6.2f}  ...{example}")
+    again = load_sae(out, model=model, check="strict")
+    print(f"\nwritten to {Path(out).resolve()} with its card (README.md), and loaded back: {again!r}")
+    print(f"{time.time() - started:.0f} s in all")
+
+
+def _recovered_by_mean(numbers: dict) -> str:
+    gap = numbers["ce_zero"] - numbers["ce_original"]
+    return f"{100 * (numbers['ce_zero'] - numbers['ce_mean']) / gap:.1f} %"
