@@ -191,7 +191,7 @@ class InterpretableModel(LanguageModel):
         held_out = data.held_out_chunks
         if held_out:
             result = evaluate.evaluate_chunks(sae, self, held_out)
-            label = f"{100 * config.validation_split:g} % of the documents of {name}, held out"
+            label = f"{name}: documents held out from training"
             sae.metrics = {**result.to_dict(), "data": {"name": label, "dataset": _hub_id(dataset_name)}}
         if save_path is not None:
             sae.save_pretrained(save_path)

@@ -13,6 +13,8 @@ from hubsae.errors import DataError
 from hubsae.lm import LanguageModel
 from hubsae.tokens import Chunk
 
+THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+
 _CONTEXT_TOKENS = 8
 
 
@@ -28,7 +30,7 @@ class Codes:
 
 @dataclass(frozen=True)
 class ConceptMatch:
-    """How well `feature > 0` tells the tokens that carry `concept`: precision, recall and their harmonic mean f1."""
+    """How well a feature above its threshold tells what carries `concept`: precision, recall, their harmonic mean f1."""
 
     feature: int
     concept: str
@@ -87,24 +89,53 @@ def top_examples(codes: Codes, model: LanguageModel, feature: int, n: int = 3) -
     return found
 
 
-def match_concepts(codes: Codes, carried: np.ndarray, names: Sequence[str]) -> list[ConceptMatch]:
-    """The best feature of each concept, best match first; `carried` (n, concepts) says which rows carry which."""
-    if carried.shape != (codes.matrix.shape[0], len(names)):
-        raise DataError(f"concepts of shape {carried.shape}, expected ({codes.matrix.shape[0]}, {len(names)})")
-    fires = codes.matrix.astype(bool).astype(np.float32)
-    both = np.asarray(fires.T @ carried.astype(np.float32))
-    of_feature = np.asarray(fires.sum(axis=0)).ravel()[:, None]
-    of_concept = carried.sum(axis=0)[None, :]
-    f1 = 2 * both / np.maximum(of_feature + of_concept, 1)
-    best = f1.argmax(axis=0)
-    matches = [
-        ConceptMatch(
-            feature=int(feature),
-            concept=name,
-            precision=float(both[feature, j] / max(of_feature[feature, 0], 1)),
-            recall=float(both[feature, j] / max(of_concept[0, j], 1)),
-            f1=float(f1[feature, j]),
+def pool(codes: Codes, unit: np.ndarray, n_units: int) -> scipy.sparse.csr_matrix:
+    """(n_units, F) largest value of each feature over the rows of a unit, such as a word; rows of unit -1 are left out.
+
+    unit: (n,) the unit that each row belongs to.
+    """
+    entries, n_features = codes.matrix.tocoo(), codes.matrix.shape[1]
+    inside = unit[entries.row] >= 0
+    keys = unit[entries.row[inside]].astype(np.int64) * n_features + entries.col[inside]
+    order = np.argsort(keys, kind="stable")
+    keys, values = keys[order], entries.data[inside][order]
+    starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]]) if len(keys) else np.zeros(0, int)
+    largest = np.maximum.reduceat(values, starts) if len(keys) else values
+    return scipy.sparse.csr_matrix((largest, divmod(keys[starts], n_features)), shape=(n_units, n_features))
+
+
+def match_concepts(
+    values: scipy.sparse.csr_matrix, carried: np.ndarray, names: Sequence[str], fit: np.ndarray
+) -> list[ConceptMatch]:
+    """The best feature of each concept, best match first.
+
+    values (units, F): features on units such as words or tokens; carried (units, concepts): which units carry which
+    concept. A feature says yes above a threshold, one of `THRESHOLDS` times its largest value. Feature and threshold
+    are chosen by F1 on the units where `fit` (units,) is true; precision, recall and F1 are those on the others.
+    """
+    if carried.shape != (values.shape[0], len(names)) or fit.shape != (values.shape[0],):
+        raise DataError(
+            f"concepts of shape {carried.shape} and a split of shape {fit.shape} for {values.shape[0]} units "
+            f"and {len(names)} names"
         )
-        for j, (name, feature) in enumerate(zip(names, best, strict=True))
-    ]
+    peak = np.asarray(values.max(axis=0).todense()).ravel()
+    best = {name: (-1.0, 0, 0.0, 0.0, 0.0) for name in names}
+    for threshold in THRESHOLDS:
+        says = values.copy()
+        says.data = (values.data > threshold * peak[values.indices]).astype(np.float32)
+        chosen = _scores(says[fit], carried[fit])[2]
+        precision, recall, f1 = _scores(says[~fit], carried[~fit])
+        for j, name in enumerate(names):
+            i = int(chosen[:, j].argmax())
+            if chosen[i, j] > best[name][0]:
+                best[name] = (float(chosen[i, j]), i, float(precision[i, j]), float(recall[i, j]), float(f1[i, j]))
+    matches = [ConceptMatch(i, name, precision, recall, f1) for name, (_, i, precision, recall, f1) in best.items()]
     return sorted(matches, key=lambda m: (-m.f1, m.concept))
+
+
+def _scores(says: scipy.sparse.csr_matrix, carried: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(F, concepts) precision, recall and F1 of 0/1 answers."""
+    both = np.asarray(says.T @ carried.astype(np.float32))
+    yes = np.asarray(says.sum(axis=0)).reshape(-1, 1)
+    true = carried.sum(axis=0).reshape(1, -1)
+    return both / np.maximum(yes, 1), both / np.maximum(true, 1), 2 * both / np.maximum(yes + true, 1)

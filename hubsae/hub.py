@@ -81,8 +81,11 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
         ) from error
     except hf.HfHubHTTPError as error:
         raise HubError(f"{at}: {_http_reason(error)}") from error
-    except ConnectionError as error:
-        raise HubError(f"{at}: the Hub could not be reached: {error}") from error
+    except (ConnectionError, hf.HTTPError) as error:  # the client's transport errors derive from its HTTPError
+        raise HubError(
+            f"{at}: no answer from the Hub ({error}); what was sent may have arrived all the same. "
+            "Try again: an unchanged push makes no commit"
+        ) from error
 
 
 def _http_reason(error: hf.HfHubHTTPError) -> str:

@@ -18,7 +18,8 @@ class SAEConfig:
     expansion_factor: features per read column. sparsity: "topk" or "relu". k: active features a row under "topk".
     l1_coefficient: weight of the L1 penalty under "relu", on rows of unit mean squared norm. batch_size: None picks a
     power of two from 256 to 2048 that leaves about 1000 steps. num_epochs: passes over the data. learning_rate: Adam's
-    peak rate; it rises over warmup_share of the steps and falls linearly to 0 over the last decay_share.
+    peak rate (None: 5e-3 for up to 1000 steps, then falling with their square root); it rises over warmup_share of the
+    steps and falls linearly to 0 over the last decay_share.
     gradient_clip: largest global gradient norm, None for no clipping. aux_coefficient: weight of AuxK (Gao et al. 2024;
     0 turns it off), which rebuilds the residual from up to aux_k dead features (None: half the read columns).
     dead_after_rows: a feature that did not fire for so many rows counts as dead (None: a twentieth of the data, at
@@ -29,10 +30,10 @@ class SAEConfig:
     expansion_factor: int = 16
     sparsity: str = "topk"
     k: int = 32
-    l1_coefficient: float = 0.05
+    l1_coefficient: float = 0.1
     batch_size: int | None = None
     num_epochs: int = 1
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     warmup_share: float = 0.05
     decay_share: float = 0.3
     gradient_clip: float | None = 1.0
@@ -50,7 +51,7 @@ class SAEConfig:
             "l1_coefficient": (self.l1_coefficient >= 0, "0 or more"),
             "batch_size": (self.batch_size is None or self.batch_size >= 1, "at least 1, or None"),
             "num_epochs": (self.num_epochs >= 1, "at least 1"),
-            "learning_rate": (self.learning_rate > 0, "more than 0"),
+            "learning_rate": (self.learning_rate is None or self.learning_rate > 0, "more than 0, or None"),
             "warmup_share": (0 <= self.warmup_share < 1, "a share from 0 to below 1"),
             "decay_share": (0 <= self.decay_share <= 1 - self.warmup_share, "a share that fits beside warmup_share"),
             "gradient_clip": (self.gradient_clip is None or self.gradient_clip > 0, "more than 0, or None"),
@@ -87,6 +88,10 @@ class SAEConfig:
         while size < 2048 and size * 1000 < n_rows:
             size *= 2
         return size
+
+    def peak_rate(self, n_steps: int) -> float:
+        """Adam's peak learning rate for a run of so many steps."""
+        return self.learning_rate or 5e-3 * min(1.0, (1000 / n_steps) ** 0.5)
 
     def steps_for(self, n_rows: int) -> int:
         """Steps of a run over `n_rows` rows in each epoch; raises `ConfigError` if too few to train anything."""

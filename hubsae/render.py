@@ -49,9 +49,9 @@ def number(value: float | int | None, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
-def percent(value: float | None) -> str:
+def percent(value: float | None, decimals: int = 1) -> str:
     """0.1234 -> `12.3 %`."""
-    return "-" if value is None else f"{100 * value:.1f} %"
+    return "-" if value is None else f"{100 * value:.{decimals}f} %"
 
 
 def sign(card: str) -> str:

@@ -62,9 +62,9 @@ def top_k(pre: mx.array, k: int) -> tuple[mx.array, mx.array]:
         indices = mx.take_along_axis(columns, inner, axis=-1)
     else:
         indices = _arg_largest(pre, k)
-    values = mx.take_along_axis(pre, indices, axis=-1)
-    order = mx.argsort(-values, axis=-1)
-    return mx.take_along_axis(indices, order, axis=-1), mx.take_along_axis(values, order, axis=-1)
+    order = mx.argsort(-mx.take_along_axis(pre, indices, axis=-1), axis=-1)
+    indices = mx.stop_gradient(mx.take_along_axis(indices, order, axis=-1))
+    return indices, mx.take_along_axis(pre, indices, axis=-1)
 
 
 def _block_width(n_features: int, k: int) -> int:

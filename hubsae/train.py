@@ -121,7 +121,8 @@ class Trainer:
     def __init__(self, config: SAEConfig, params: Params, n_steps: int, dead_after: int):
         self.config, self.params = config, params
         self.n_steps, self.dead_after = n_steps, dead_after
-        self.optimizer = optim.Adam(learning_rate=config.learning_rate, bias_correction=True)
+        self.peak_rate = config.peak_rate(n_steps)
+        self.optimizer = optim.Adam(learning_rate=self.peak_rate, bias_correction=True)
         self.optimizer.init(params)
         self.silent_rows = np.zeros(params["b_enc"].size, np.int64)
         self.n_done = 0
@@ -141,7 +142,7 @@ class Trainer:
         c, position = self.config, (step + 1) / (self.n_steps + 1)
         up = position / c.warmup_share if c.warmup_share else 1.0
         down = (1 - position) / c.decay_share if c.decay_share else 1.0
-        return c.learning_rate * max(0.0, min(1.0, up, down))
+        return self.peak_rate * max(0.0, min(1.0, up, down))
 
     def step(self, x: mx.array, y: mx.array) -> dict[str, mx.array]:
         """One update on scaled rows; returns the batch's numbers, evaluated."""
@@ -216,6 +217,7 @@ def train(
         "rows": seen,
         "batch_size": config.batch_for(n_rows),
         "dead_after_rows": dead_after,
+        "peak_learning_rate": trainer.peak_rate,
         "seconds": round(time.time() - started, 1),
         "log": log,
     }

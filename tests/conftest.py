@@ -1,5 +1,6 @@
 """Fixtures shared by the tests; the embedded demo models stand in for real ones."""
 
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import hubsae  # noqa: F401  (before mlx: loads the BLAS)
 
 # isort: split
 import mlx.core as mx
+from hub_server import HubServer
 
 from hubsae import InterpretableModel
 from hubsae.api import SAE
@@ -52,3 +54,19 @@ def random_sae(d: int = 16, n_features: int = 64, sparsity: dict | None = None, 
 @pytest.fixture
 def sae() -> SAE:
     return random_sae()
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """A Hub on loopback; the test fails if a token left it, or if it broke down itself."""
+    with HubServer() as server:
+        yield server
+        assert not [r for r in server.requests if r.status == 501], "the test server itself failed"
+        assert not [r for r in server.requests if r.origin == "cdn" and r.auth], "a token left the Hub"
+
+
+@pytest.fixture
+def alice(hub: HubServer, tmp_path: Path) -> Iterator[HubServer]:
+    """The same, with the client of this process pointed at it as user alice."""
+    with hub.patched(tmp_path / "alice"):
+        yield hub

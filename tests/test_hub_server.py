@@ -6,12 +6,12 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import huggingface_hub as hf
 import pytest
+from hub_server import UPLOAD_WARNING, HubServer
 from huggingface_hub import constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -23,9 +23,6 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-sys.path.insert(0, str(Path(__file__).parent))
-from hub_server import UPLOAD_WARNING, HubServer
-
 pytestmark = pytest.mark.filterwarnings(UPLOAD_WARNING)
 CARD = b"---\nlicense: mit\nlibrary_name: hubsae\ntags:\n- sae\n---\n# Tiny\n"
 WEIGHTS = bytes(range(256)) * 40
@@ -35,20 +32,6 @@ FILES = {
     "layer 1/model.safetensors": WEIGHTS,
     "layer 1/notes.txt": b"x\n",
 }
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
-        assert not [r for r in server.requests if r.status == 501], "the test server itself failed"
-        assert not [r for r in server.requests if r.origin == "cdn" and r.auth], "a token left the Hub"
-
-
-@pytest.fixture
-def alice(hub: HubServer, tmp_path: Path) -> Iterator[HubServer]:
-    with hub.patched(tmp_path / "alice"):
-        yield hub
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:

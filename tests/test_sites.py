@@ -22,7 +22,7 @@ def test_text_and_site_are_two_forms_of_one_thing(text, site):
 
 @pytest.mark.parametrize("text", ["mlp", "layers.x.mlp", "layers.-1", "layers.1..mlp", "", "layers.1.mlp/../x"])
 def test_what_is_no_site_is_refused_with_an_example(text):
-    with pytest.raises(SiteError, match="layers|component"):
+    with pytest.raises(SiteError, match=r"layers|component"):
         Site.parse(text)
 
 

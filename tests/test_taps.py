@@ -71,7 +71,7 @@ def test_cached_steps_see_the_same_as_one_pass(window):
 
 
 def test_right_padding_changes_nothing(window):
-    short = [TOKENS[0][:5] + [0, 0, 0], TOKENS[0]]
+    short = [[*TOKENS[0][:5], 0, 0, 0], TOKENS[0]]
     batch = window.run(short, read=["layers.2"]).activations[Site(2)]
     alone = window.run([TOKENS[0][:5]], read=["layers.2"]).activations[Site(2)]
     scale = float(np.abs(np.array(alone)).max())

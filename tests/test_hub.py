@@ -1,0 +1,223 @@
+"""Publishing and loading through the unmodified client."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import mlx.core as mx
+import pytest
+from hub_server import UPLOAD_WARNING, HubServer
+from huggingface_hub import ModelCard, ModelHubMixin
+
+from hubsae import InterpretableModel, load_sae
+from hubsae.errors import ArtifactError, CompatibilityError, ConfigError, HubError, HubsaeWarning
+
+pytestmark = pytest.mark.filterwarnings(UPLOAD_WARNING)
+REPO, BASE = "alice/tiny-sae", "alice/base"
+
+
+def put_base(hub: HubServer, folder, **changes) -> str:
+    """Publish the demo model, with other content for some files."""
+    content = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    return hub.put(BASE, {**content, **changes})
+
+
+def pushed_commits(hub: HubServer, repo: str = REPO) -> list[str]:
+    return [commit.title for commit in hub.commits(repo)]
+
+
+def test_an_artifact_is_a_hub_mixin_with_its_signatures(sae):
+    import inspect
+
+    assert isinstance(sae, ModelHubMixin)
+    for name in ("save_pretrained", "from_pretrained", "push_to_hub"):
+        theirs = inspect.signature(getattr(ModelHubMixin, name)).parameters
+        ours = inspect.signature(getattr(type(sae), name)).parameters
+        kept = [p for p, v in theirs.items() if v.kind is not v.VAR_KEYWORD]
+        assert [p for p in ours if p in kept] == kept
+
+
+def test_one_push_is_one_commit_and_comes_back_exactly(alice, sae):
+    commit = sae.push_to_hub(REPO, commit_message="first")
+    assert pushed_commits(alice)[0] == "first"
+    assert len([t for t in pushed_commits(alice) if t == "first"]) == 1
+    assert commit.oid == alice.head(REPO)
+    assert len(alice.seen(r"POST .*/commit/")) == 1
+    again = load_sae(REPO)
+    assert all(mx.array_equal(again.arrays()[n], a) for n, a in sae.arrays().items())
+    assert again.source.revision == alice.head(REPO)
+    card = ModelCard(alice.files(REPO)["README.md"].decode())
+    assert card.data.library_name == "hubsae"
+    assert f'load_sae("{REPO}"' in card.text
+
+
+def test_an_unchanged_push_makes_no_commit(alice, sae):
+    sae.push_to_hub(REPO)
+    head = alice.head(REPO)
+    sae.push_to_hub(REPO)
+    assert alice.head(REPO) == head
+
+
+def test_branch_tag_pull_request_and_pinned_revision(alice, sae):
+    first = sae.push_to_hub(REPO, tag="v1").oid
+    sae.b_dec = sae.b_dec + 1
+    sae.push_to_hub(REPO, branch="next")
+    assert alice.head(REPO) == first
+    assert mx.allclose(load_sae(REPO, revision="next").b_dec, sae.b_dec)
+    assert mx.allclose(load_sae(REPO, revision="v1").b_dec, sae.b_dec - 1)
+    assert load_sae(REPO, revision=first).source.revision == first
+    request = sae.push_to_hub(REPO, create_pr=True)
+    assert request.pr_url
+    assert alice.head(REPO) == first
+    with pytest.raises(ConfigError, match="exclude each other"):
+        sae.push_to_hub(REPO, branch="x", create_pr=True)
+
+
+def test_a_card_that_people_edited_keeps_its_text(alice, sae):
+    sae.push_to_hub(REPO)
+    card = alice.files(REPO)["README.md"].decode()
+    alice.put(
+        REPO, {"README.md": card.replace("# tiny-sae", "# My SAE").replace("---\n", "---\nlicense: mit\n", 1).encode()}
+    )
+    sae.metrics = {"fvu": 0.25, "l0": 4.0}
+    sae.push_to_hub(REPO)
+    merged = ModelCard(alice.files(REPO)["README.md"].decode())
+    assert "# My SAE" in merged.text
+    assert merged.data.license == "mit"
+    assert merged.data.eval_results[0].metric_value == 0.25
+    sae.push_to_hub(REPO, card="replace")
+    assert "# tiny-sae" in alice.files(REPO)["README.md"].decode()
+
+
+def test_callers_lists_are_left_alone(alice, sae):
+    patterns = ["*.tmp"]
+    sae.push_to_hub(REPO, ignore_patterns=patterns)
+    assert patterns == ["*.tmp"]
+
+
+def test_somebody_elses_push_in_between_is_not_overwritten(alice, sae):
+    sae.push_to_hub(REPO)
+    sae.b_dec = sae.b_dec + 1
+    original = type(sae).save_pretrained
+
+    def save_while_somebody_pushes(self, *args, **kwargs):
+        alice.put(REPO, {"notes.txt": b"theirs"})
+        return original(self, *args, **kwargs)
+
+    type(sae).save_pretrained = save_while_somebody_pushes
+    try:
+        with pytest.raises(HubError, match="changed while this was being sent"):
+            sae.push_to_hub(REPO)
+    finally:
+        del type(sae).save_pretrained
+    assert alice.files(REPO)["notes.txt"] == b"theirs"
+
+
+def test_a_lost_answer_is_explained_and_a_second_push_settles_it(alice, sae):
+    sae.push_to_hub(REPO)
+    sae.b_dec = sae.b_dec + 1
+    alice.fail(r"POST .*/commit/", drop=True)
+    with pytest.raises(HubError):
+        sae.push_to_hub(REPO)
+    before = len(alice.commits(REPO))
+    sae.push_to_hub(REPO)
+    assert len(alice.commits(REPO)) == before
+    assert mx.allclose(load_sae(REPO).b_dec, sae.b_dec)
+
+
+def test_missing_private_gated_and_wrong_tokens_are_told_apart(hub, sae, tmp_path):
+    with hub.patched(tmp_path / "a"):
+        sae.push_to_hub(REPO)
+        sae.push_to_hub("alice/private", private=True)
+        sae.push_to_hub("alice/gated")
+        hub.put("alice/gated", {}, gated=True)
+        with pytest.raises(HubError, match="no such repository, or it is private"):
+            load_sae("alice/nothing")
+        with pytest.raises(HubError, match="no revision 'v9'"):
+            load_sae(REPO, revision="v9")
+        with pytest.raises(HubError, match="neither an existing folder"):
+            load_sae("a/b/c")
+    with hub.patched(tmp_path / "b", user="bob"):
+        with pytest.raises(HubError, match="private"):
+            load_sae("alice/private")
+        with pytest.raises(HubError, match="gated"):
+            load_sae("alice/gated")
+        with pytest.raises(HubError, match="write access"):
+            sae.push_to_hub(REPO)
+    with hub.patched(tmp_path / "c", role="read"), pytest.raises(HubError, match="write access"):
+        sae.push_to_hub("alice/other")
+    with hub.patched(tmp_path / "d"), pytest.raises(HubError, match="does not accept this token"):
+        load_sae(REPO, token="hf_wrong")
+
+
+def test_offline_loading_asks_nobody(hub, sae, tmp_path):
+    home = tmp_path / "home"
+    with hub.patched(home):
+        sae.push_to_hub(REPO)
+        load_sae(REPO)
+    with hub.patched(home, offline=True):
+        asked = len(hub.requests)
+        assert load_sae(REPO).config == sae.config
+        with pytest.raises(HubError, match="not in the local cache"):
+            load_sae("alice/never-seen")
+        assert len(hub.requests) == asked
+
+
+def test_a_repository_that_holds_no_dictionary_is_refused(alice):
+    alice.put("alice/other", {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"x" * 100})
+    with pytest.raises(ArtifactError, match="not written by hubsae|not a valid safetensors"):
+        load_sae("alice/other")
+    alice.put("alice/empty", {"hello.txt": b"x"})
+    with pytest.raises(ArtifactError, match=r"no config\.json"):
+        load_sae("alice/empty")
+
+
+def test_a_dictionary_is_checked_against_a_base_model_that_changes(alice, demo_folder, demo_texts):
+    put_base(alice, demo_folder)
+    model = InterpretableModel(BASE)
+    assert model.identity.repo_id == BASE
+    assert model.identity.revision == alice.head(BASE)
+    trained = model.train_sae(1, demo_texts, "residual", expansion_factor=2, k=8, batch_size=128, progress=False)
+    trained.push_to_hub(REPO)
+    recorded = json.loads(alice.files(REPO)["config.json"])["base_model"]
+    assert recorded["repo_id"] == BASE
+    assert recorded["revision"] == alice.head(BASE)
+    assert all(len(ids) == 1 for ids in recorded["files"].values())
+
+    load_sae(REPO, model=model, check="strict")
+    load_sae(REPO, model=InterpretableModel(demo_folder))  # the same bytes from a local folder
+
+    alice.put(BASE, {"README.md": b"# Edited\n"})
+    load_sae(REPO, model=InterpretableModel(BASE), check="strict")  # another commit, the same model
+
+    weights = demo_folder.joinpath("model.safetensors").read_bytes()
+    alice.put(BASE, {"model.safetensors": weights[:-2] + b"\x01\x01"})
+    changed = InterpretableModel(BASE)
+    with pytest.warns(HubsaeWarning, match=r"weights, model\.safetensors"):
+        load_sae(REPO, model=changed)
+    with pytest.raises(CompatibilityError, match=r"weights, model\.safetensors"):
+        load_sae(REPO, model=changed, check="strict")
+    load_sae(REPO, model=changed, check="ignore")
+    pinned = InterpretableModel(BASE, revision=recorded["revision"])
+    load_sae(REPO, model=pinned, check="strict")
+
+    from hubsae.demo.run import load_model
+
+    with pytest.raises(CompatibilityError, match=r"layers.1.residual, which it reads: recorded 128 columns, found 96"):
+        load_sae(REPO, model=load_model("atlas-neox"))
+
+
+def test_a_fresh_process_needs_only_the_environment(hub, sae, tmp_path):
+    code = f"""
+import warnings; warnings.simplefilter("ignore", DeprecationWarning)
+from hubsae import load_sae
+load_sae({str(tmp_path / "sae")!r}).push_to_hub({REPO!r})
+print(load_sae({REPO!r}))
+"""
+    sae.save(tmp_path / "sae")
+    environment = {**os.environ, **hub.env(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert "SAE(layers.1.residual" in done.stdout, done.stderr
+    shutil.rmtree(tmp_path / "home")
