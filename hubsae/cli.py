@@ -238,7 +238,7 @@ def _env(options: argparse.Namespace) -> None:
 def _demo(options: argparse.Namespace) -> None:
     from hubsae.demo.run import run
 
-    run(options.out)
+    run(options.out, print)
 
 
 if __name__ == "__main__":

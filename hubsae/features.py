@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -20,9 +21,9 @@ _CONTEXT_TOKENS = 8
 
 @dataclass(frozen=True)
 class Codes:
-    """Codes of many rows: `matrix` (n, F), and for each row its chunk (index into `chunks`) and position in it."""
+    """Codes of many rows: `matrix` (n, F) in SciPy's CSR, and for each row its chunk in `chunks` and position there."""
 
-    matrix: scipy.sparse.csr_matrix
+    matrix: Any
     chunk: np.ndarray
     position: np.ndarray
     chunks: Sequence[Chunk]
@@ -30,7 +31,7 @@ class Codes:
 
 @dataclass(frozen=True)
 class ConceptMatch:
-    """How well a feature above its threshold tells what carries `concept`: precision, recall, their harmonic mean f1."""
+    """How well a feature above its threshold tells what carries `concept`; f1: harmonic mean of the other two."""
 
     feature: int
     concept: str
@@ -62,7 +63,7 @@ def encode_chunks(dictionary: Dictionary, model: LanguageModel, chunks: Sequence
         positions.append(block.position)
     if not matrices:
         raise DataError("no texts with tokens that count, so no feature can be looked at")
-    matrix = scipy.sparse.csr_matrix(scipy.sparse.vstack(matrices))
+    matrix = scipy.sparse.vstack(matrices, format="csr")
     return Codes(matrix, np.concatenate(chunk_of), np.concatenate(positions), chunks)
 
 
@@ -75,10 +76,11 @@ def top_examples(codes: Codes, model: LanguageModel, feature: int, n: int = 3) -
     seen: set[int] = set()
     for i in np.argsort(-column.data, kind="stable"):
         row = column.row[i]
-        if codes.chunk[row] in seen:
+        number, at = int(codes.chunk[row]), int(codes.position[row])
+        if number in seen:
             continue
-        seen.add(codes.chunk[row])
-        ids, at = codes.chunks[codes.chunk[row]].ids, int(codes.position[row])
+        seen.add(number)
+        ids = codes.chunks[number].ids
         before, token, after = (
             model.tokenizer.decode(ids[a:b].tolist(), skip_special_tokens=True)
             for a, b in ((max(0, at - _CONTEXT_TOKENS), at), (at, at + 1), (at + 1, at + 1 + _CONTEXT_TOKENS))
@@ -89,8 +91,8 @@ def top_examples(codes: Codes, model: LanguageModel, feature: int, n: int = 3) -
     return found
 
 
-def pool(codes: Codes, unit: np.ndarray, n_units: int) -> scipy.sparse.csr_matrix:
-    """(n_units, F) largest value of each feature over the rows of a unit, such as a word; rows of unit -1 are left out.
+def pool(codes: Codes, unit: np.ndarray, n_units: int) -> Any:
+    """(n_units, F) CSR: largest value of each feature over the rows of a unit, such as a word; unit -1 is left out.
 
     unit: (n,) the unit that each row belongs to.
     """
@@ -104,12 +106,10 @@ def pool(codes: Codes, unit: np.ndarray, n_units: int) -> scipy.sparse.csr_matri
     return scipy.sparse.csr_matrix((largest, divmod(keys[starts], n_features)), shape=(n_units, n_features))
 
 
-def match_concepts(
-    values: scipy.sparse.csr_matrix, carried: np.ndarray, names: Sequence[str], fit: np.ndarray
-) -> list[ConceptMatch]:
+def match_concepts(values: Any, carried: np.ndarray, names: Sequence[str], fit: np.ndarray) -> list[ConceptMatch]:
     """The best feature of each concept, best match first.
 
-    values (units, F): features on units such as words or tokens; carried (units, concepts): which units carry which
+    values (units, F), CSR: features on units such as words or tokens; carried (units, concepts): which carry which
     concept. A feature says yes above a threshold, one of `THRESHOLDS` times its largest value. Feature and threshold
     are chosen by F1 on the units where `fit` (units,) is true; precision, recall and F1 are those on the others.
     """
@@ -119,7 +119,7 @@ def match_concepts(
             f"and {len(names)} names"
         )
     peak = np.asarray(values.max(axis=0).todense()).ravel()
-    best = {name: (-1.0, 0, 0.0, 0.0, 0.0) for name in names}
+    best: dict[str, tuple[float, int, float, float, float]] = dict.fromkeys(names, (-1.0, 0, 0.0, 0.0, 0.0))
     for threshold in THRESHOLDS:
         says = values.copy()
         says.data = (values.data > threshold * peak[values.indices]).astype(np.float32)
@@ -133,7 +133,7 @@ def match_concepts(
     return sorted(matches, key=lambda m: (-m.f1, m.concept))
 
 
-def _scores(says: scipy.sparse.csr_matrix, carried: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _scores(says: Any, carried: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(F, concepts) precision, recall and F1 of 0/1 answers."""
     both = np.asarray(says.T @ carried.astype(np.float32))
     yes = np.asarray(says.sum(axis=0)).reshape(-1, 1)

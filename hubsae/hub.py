@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
+from httpx2 import HTTPError
 from huggingface_hub import CommitInfo, EvalResult, HfApi, ModelCard, ModelHubMixin, hf_hub_download, snapshot_download
 from huggingface_hub import errors as hf
 
@@ -52,6 +53,7 @@ def library_version() -> str:
 
 
 def hub_api(token: str | bool | None = None) -> HfApi:
+    """The Hub client, introduced as hubsae."""
     return HfApi(token=token, library_name="hubsae", library_version=library_version())
 
 
@@ -81,7 +83,7 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
         ) from error
     except hf.HfHubHTTPError as error:
         raise HubError(f"{at}: {_http_reason(error)}") from error
-    except (ConnectionError, hf.HTTPError) as error:  # the client's transport errors derive from its HTTPError
+    except (ConnectionError, HTTPError) as error:  # what the client's transport raises
         raise HubError(
             f"{at}: no answer from the Hub ({error}); what was sent may have arrived all the same. "
             "Try again: an unchanged push makes no commit"

@@ -193,4 +193,5 @@ def take_rows(stream: Iterable[Chunk], n_rows: int) -> Iterator[Chunk]:
 
 
 def count_rows(stream: Iterable[Chunk]) -> int:
+    """How many rows the chunks make."""
     return sum(chunk.n_rows for chunk in stream)

@@ -2,12 +2,13 @@
 
 import re
 import time
+from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
 
-from hubsae import InterpretableModel, SAEConfig, features, load_sae, tokens
+from hubsae import SAE, InterpretableModel, SAEConfig, features, load_sae, tokens
 from hubsae.backend import describe
 from hubsae.demo import atlas
 from hubsae.features import Codes, ConceptMatch
@@ -27,7 +28,7 @@ def load_model(name: str = "atlas-llama") -> InterpretableModel:
         return InterpretableModel(folder)
 
 
-def judge(sae, model: InterpretableModel, n_documents: int = N_JUDGED) -> tuple[Codes, list[ConceptMatch]]:
+def judge(sae: SAE, model: InterpretableModel, n_documents: int = N_JUDGED) -> tuple[Codes, list[ConceptMatch]]:
     """Codes of fresh documents, and the best feature of every concept that their words carry often enough to judge.
 
     A feature fires on a word if it fires on one of its tokens. Features and thresholds are chosen on every other
@@ -60,18 +61,18 @@ def _last_characters(model: InterpretableModel, text: str) -> np.ndarray:
     return np.array([end - 1 if end > start else -1 for start, end in encoded["offset_mapping"]])
 
 
-def run(out: str | Path = "demo-sae") -> None:
-    """Train, judge, show and save an SAE; prints what it does."""
+def run(out: str | Path, say: Callable[[str], None]) -> tuple[SAE, list[ConceptMatch]]:
+    """Train, judge, show and save an SAE, and `say` what is done; returns the SAE and its concept matches."""
     started, backend = time.time(), describe()
-    print(f"{backend.device_name}, {backend.blas_name}")
+    say(f"{backend.device_name}, {backend.blas_name}")
     model = load_model()
     prompt = "The capital of Germany is"
-    print(f"{model!r}\n{prompt!r} -> {model.generate(prompt, max_tokens=6)!r}\n")
+    say(f"{model!r}\n{prompt!r} -> {model.generate(prompt, max_tokens=6)!r}\n")
     texts = [document.text for document in atlas.generate(N_DOCUMENTS, seed=7)]
     sae = model.train_sae(
         LAYER, texts, "residual", config=TRAINING, save_path=out, dataset_name="the demo's invented atlas"
     )
-    print(f"\n{sae!r}\n")
+    say(f"\n{sae!r}\n")
     numbers = sae.metrics
     rows = [
         ("", "FVU", "next-token loss (nats)", "loss recovered"),
@@ -81,27 +82,26 @@ def run(out: str | Path = "demo-sae") -> None:
         ("zeros", "-", f"{numbers['ce_zero']:.4f}", "0 %"),
     ]
     for label, fvu, loss, share in rows:
-        print(f"{label:18} {fvu:>8} {loss:>24} {share:>16}")
-    print(
-        f"\n{numbers['l0']:.1f} of {sae.n_features} features active a token, {100 * numbers['dead_share']:.1f} % never"
-    )
+        say(f"{label:18} {fvu:>8} {loss:>24} {share:>16}")
+    say(f"\n{numbers['l0']:.1f} of {sae.n_features} features active a token, {100 * numbers['dead_share']:.1f} % never")
     codes, matches = judge(sae, model)
     good = sum(match.f1 >= 0.9 for match in matches)
-    print(f"\n{good} of {len(matches)} concepts of the atlas are one feature with F1 >= 0.9; some of them:\n")
+    say(f"\n{good} of {len(matches)} concepts of the atlas are one feature with F1 >= 0.9; some of them:\n")
     shown: set[int] = set()
     for match in matches:
         if match.feature in shown or len(shown) == 10:
             continue
         shown.add(match.feature)
-        print(
+        say(
             f"feature {match.feature:5}  {match.concept:20} "
             f"F1 {match.f1:.2f} (precision {match.precision:.2f}, recall {match.recall:.2f})"
         )
         for example in features.top_examples(codes, model, match.feature):
-            print(f"    {example.value:6.2f}  ...{example}")
+            say(f"    {example.value:6.2f}  ...{example}")
     again = load_sae(out, model=model, check="strict")
-    print(f"\nwritten to {Path(out).resolve()} with its card (README.md), and loaded back: {again!r}")
-    print(f"{time.time() - started:.0f} s in all")
+    say(f"\nwritten to {Path(out).resolve()} with its card (README.md), and loaded back: {again!r}")
+    say(f"{time.time() - started:.0f} s in all")
+    return sae, matches
 
 
 def _recovered_by_mean(numbers: dict) -> str:

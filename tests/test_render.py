@@ -1,0 +1,73 @@
+import jinja2
+import pytest
+from conftest import random_sae
+from huggingface_hub import ModelCard
+
+from hubsae import render
+
+
+@pytest.mark.parametrize("text", ["a|b", "<script>", "`x`", "[a](b)", "*b*", "line\nbreak", "a\\b", "‮evil"])
+def test_untrusted_text_shows_as_itself(text):
+    shown = render.escape(text)
+    assert "<" not in shown
+    assert "\n" not in shown
+    assert "\u202e" not in shown
+    for mark in "|`[*":
+        assert shown.count(mark) == shown.count("\\" + mark)
+
+
+@pytest.mark.parametrize("text", ["a", "a`b", "``", " x ", "a|b", "a\nb"])
+def test_a_code_span_cannot_be_left(text):
+    shown = render.code(text)
+    fence = len(shown) - len(shown.lstrip("`"))
+    inner = shown[fence:-fence]
+    assert "`" * fence not in inner
+    assert "|" not in shown
+    assert "\n" not in shown
+
+
+def test_a_name_that_the_template_lacks_is_an_error():
+    with pytest.raises(jinja2.UndefinedError):
+        render.fill("dictionary.md", {})
+
+
+def test_a_generated_card_is_replaced_and_an_edited_one_kept():
+    old, new = (render.sign(f"---\na: {n}\n---\n\n# Card {n}\n") for n in (1, 2))
+    assert render.merge(None, new, "merge") == new
+    assert render.merge(old, new, "merge") == new
+    edited = old.replace("# Card 1", "# My card")
+    merged = render.merge(edited, new, "merge")
+    assert "# My card" in merged
+    assert "a: 2" in merged
+    assert render.merge(edited, new, "keep") == edited
+    assert render.merge(edited, new, "replace") == new
+    assert "mine: x" in render.merge(old.replace("a: 1", "a: 1\nmine: x"), new, "merge")
+
+
+def test_a_card_of_a_bare_dictionary_has_no_empty_places():
+    sae = random_sae()
+    card = str(sae.generate_model_card())
+    assert "More Information Needed" not in card
+    assert "None" not in ModelCard(card).text.replace("(None:", "")
+    assert "Results" not in card
+    assert "| -" not in card
+
+
+def test_hostile_names_stay_text_in_the_card():
+    base = {"repo_id": "evil|<script>alert(1)</script>`", "revision": "a" * 40, "model_type": "x|y"}
+    sae = random_sae(base_model=base)
+    sae.statistics = {"rows": 5, "data": {"name": "</td><script>|`"}}
+    text = ModelCard(str(sae.generate_model_card(repo_id="a/b"))).text
+    outside_code = text.split("```python")[0]
+    assert "<script>" not in outside_code
+
+
+def test_cards_of_two_dictionaries_do_not_share_metadata():
+    one = random_sae(base_model={"repo_id": "a/one"}).generate_model_card()
+    two = random_sae(base_model={"repo_id": "a/two"}).generate_model_card()
+    three = random_sae().generate_model_card()
+    assert one.data.to_dict()["base_model"] == "a/one"
+    assert two.data.to_dict()["base_model"] == "a/two"
+    assert "base_model" not in three.data.to_dict()
+    assert two.data.to_dict()["base_model_relation"] == "adapter"
+    assert {"mlx"}.isdisjoint(two.data.to_dict()["tags"])

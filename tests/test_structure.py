@@ -1,0 +1,147 @@
+"""The house itself: the order of the rooms, the README's code, what is public."""
+
+import ast
+import re
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from hub_server import UPLOAD_WARNING
+
+import hubsae
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "hubsae"
+
+# A room imports only from the lines above its own.
+ROOMS = """
+errors
+backend
+sites
+metrics
+sparse
+sparsity
+identity
+store render
+hub
+dictionary
+taps
+lm_files
+lm
+tokens
+activation_cache
+activations
+recipe
+train
+evaluate
+features
+api
+demo.world
+demo.templates
+demo.atlas
+demo.run
+cli
+"""
+LEVEL = {room: level for level, line in enumerate(ROOMS.split("\n")) for room in line.split()}
+API_LEVEL = LEVEL["api"]
+
+
+def imports_of(path: Path) -> set[str]:
+    """Rooms that a file imports, at its top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.removeprefix("hubsae.") for alias in node.names if alias.name.startswith("hubsae.")}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "hubsae":
+            assert node.module
+            inside = node.module.removeprefix("hubsae").removeprefix(".")
+            for alias in node.names:
+                room = f"{inside}.{alias.name}".strip(".")
+                public = getattr(hubsae, "_HOMES").get(alias.name) if not inside else None  # noqa: B009
+                found.add(public or (room if room in LEVEL else inside))
+    return found
+
+
+def rooms() -> list[Path]:
+    return [p for p in sorted(PACKAGE.rglob("*.py")) if p.name != "__init__.py"]
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", rooms(), ids=name_of)
+def test_a_room_imports_only_from_the_lines_above(path):
+    own = LEVEL[name_of(path)]
+    above = {room for room, level in LEVEL.items() if level < own}
+    assert imports_of(path) <= above
+
+
+def test_every_room_is_in_the_list_and_no_other():
+    assert {name_of(path) for path in rooms()} == set(LEVEL)
+
+
+def test_no_file_is_longer_than_400_lines():
+    long = {name_of(p): n for p in rooms() if (n := len(p.read_text().splitlines())) > 400}
+    assert not long
+
+
+def test_the_public_names_are_there():
+    for name in hubsae.__all__:
+        assert getattr(hubsae, name) is not None
+    assert set(hubsae.__all__) == set(getattr(hubsae, "_HOMES"))  # noqa: B009
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = hubsae.nothing  # type: ignore[attr-defined]
+
+
+def test_every_public_function_says_what_comes_out():
+    silent = [
+        f"{name_of(path)}.{node.name}"
+        for path in rooms()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and not ast.get_docstring(node)
+    ]
+    assert not silent
+
+
+def code_blocks(path: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.fixture
+def world_of_the_documents(hub, demo_folder, demo_texts, tmp_path, monkeypatch):
+    """A Hub with a small random model under the name that the documents use, and an empty folder with texts.txt."""
+    import json
+
+    from mlx.utils import tree_flatten
+    from mlx_lm.models.llama import Model, ModelArgs
+
+    config = {**json.loads((demo_folder / "config.json").read_text()), "num_hidden_layers": 12}
+    model = Model(ModelArgs.from_dict(config))
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    content = {p.name: p.read_bytes() for p in demo_folder.glob("token*")}
+    content["model.safetensors"] = (tmp_path / "model.safetensors").read_bytes()
+    content["config.json"] = json.dumps(config).encode()
+    hub.put("mlx-community/Llama-3.2-1B-Instruct", content)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "texts.txt").write_text("\n".join(demo_texts))
+    monkeypatch.chdir(folder)
+    with hub.patched(tmp_path / "home", user="user"):
+        yield hub
+
+
+@pytest.mark.filterwarnings(UPLOAD_WARNING)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_the_code_of_the_documents_runs(path, world_of_the_documents):
+    """All blocks of a document, one after the other."""
+    blocks = code_blocks(path)
+    assert blocks
+    scope: dict = {"__name__": "__main__"}
+    for block in blocks:
+        exec(compile(block, str(path), "exec"), scope)
