@@ -18,6 +18,7 @@ from hubsae.tokens import Chunk, Split, TokenConfig
 _CHUNKS_AT_ONCE = 512
 _TOKENS_PER_PASS = 4096
 _HELD_OUT_ROWS = 50_000
+_PIECE = 8192
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,14 @@ def shuffled(blocks: Iterable[np.ndarray], capacity: int, seed: int) -> Iterator
             out = buffer[places]
             buffer[places] = part
             yield out
-    if filled:
-        yield buffer[rng.permutation(filled)]
+    yield from permuted(buffer[:filled], rng)
+
+
+def permuted(rows: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """All rows in random order, in pieces, so that no second copy of them is made."""
+    order = rng.permutation(len(rows))
+    for start in range(0, len(rows), _PIECE):
+        yield rows[order[start : start + _PIECE]]
 
 
 def batches(blocks: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
@@ -247,11 +254,12 @@ class ActivationDataset:
 
     def _epochs(self, seed: int, epochs: int, in_memory: bool) -> Iterator[np.ndarray]:
         if in_memory:
-            rows = list(self.blocks())
-            everything = np.concatenate(rows) if rows else np.zeros((0, sum(self.widths)), np.float32)
-            rows.clear()
+            everything, filled = np.empty((self.n_rows, sum(self.widths)), np.float32), 0
+            for rows in self.blocks():
+                everything[filled : filled + len(rows)] = rows
+                filled += len(rows)
             for epoch in range(epochs):
-                yield everything[np.random.default_rng([seed, epoch]).permutation(len(everything))]
+                yield from permuted(everything[:filled], np.random.default_rng([seed, epoch]))
             return
         for epoch in range(epochs):
             yield from shuffled(self.blocks(), self.capacity, seed + epoch)

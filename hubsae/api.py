@@ -165,17 +165,7 @@ class InterpretableModel(LanguageModel):
             held_out=config.validation_split,
             cache_dir=cache_dir,
         )
-        sites = tuple(map(str, data.sites))
-        description = DictionaryConfig(
-            reads=sites,
-            read_widths=data.widths,
-            writes=sites,
-            write_widths=data.widths,
-            n_features=config.expansion_factor * sum(data.widths),
-            sparsity=config.rule().to_dict(),
-            base_model=self.identity.to_dict(),
-            tokens=data.describe(),
-        )
+        description = self._description(data, config)
         steps = config.steps_for(data.n_rows)
         total = data.n_rows * config.num_epochs
         batches = data.batches(config.batch_for(total), seed=config.seed, epochs=config.num_epochs)
@@ -188,14 +178,26 @@ class InterpretableModel(LanguageModel):
             "data": {"name": name, "epochs": config.num_epochs, **data.describe()},
             "environment": _environment(),
         }
-        held_out = data.held_out_chunks
-        if held_out:
+        if held_out := data.held_out_chunks:
             result = evaluate.evaluate_chunks(sae, self, held_out)
             label = f"{name}: documents held out from training"
             sae.metrics = {**result.to_dict(), "data": {"name": label, "dataset": _hub_id(dataset_name)}}
         if save_path is not None:
             sae.save_pretrained(save_path)
         return sae
+
+    def _description(self, data: ActivationDataset, config: SAEConfig) -> DictionaryConfig:
+        sites = tuple(map(str, data.sites))
+        return DictionaryConfig(
+            reads=sites,
+            read_widths=data.widths,
+            writes=sites,
+            write_widths=data.widths,
+            n_features=config.expansion_factor * sum(data.widths),
+            sparsity=config.rule().to_dict(),
+            base_model=self.identity.to_dict(),
+            tokens=data.describe(),
+        )
 
 
 def _dataset_name(dataset: Any) -> str:

@@ -6,6 +6,7 @@ import sys
 import types
 import typing
 import warnings
+from pathlib import Path
 from typing import Any
 
 from hubsae.errors import HubsaeError, HubsaeWarning
@@ -139,7 +140,7 @@ def _train(options: argparse.Namespace) -> None:
         config,
         training_tokens=options.training_tokens,
         tokens=tokens,
-        dataset_name=options.texts,
+        dataset_name=Path(options.texts).name if Path(options.texts).is_file() else options.texts,
         cache_dir=options.cache_dir,
     )
     print(sae)

@@ -1,11 +1,13 @@
 """`Dictionary`: read sites -> code -> write sites, and the folder it lives in."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from huggingface_hub import EvalResult
 
 from hubsae import identity, sparse, sparsity
@@ -17,6 +19,7 @@ from hubsae.sparse import SparseCode
 from hubsae.sparsity import Sparsity
 
 FORMAT_VERSION = 1
+_SLICE_VALUES = 1 << 26
 
 CARD_METRICS = {
     "fvu": "Fraction of variance unexplained",
@@ -182,6 +185,13 @@ class Dictionary(Artifact, nn.Module, tags=["mechanistic-interpretability"]):
     def encode_sparse(self, x: mx.array) -> SparseCode:
         """(..., d_in) raw activations -> indices and values (..., k) of the active features, largest first."""
         return self.rule.sparse(self._pre(x))
+
+    def encode_slices(self, rows: np.ndarray) -> Iterator[tuple[slice, SparseCode]]:
+        """(n, d_in) -> slices of the rows with their codes, each small enough that its pre-code stays under 256 MB."""
+        step = max(1, _SLICE_VALUES // self.n_features)
+        for start in range(0, len(rows), step):
+            part = slice(start, min(start + step, len(rows)))
+            yield part, self.encode_sparse(mx.array(rows[part]))
 
     def decode(self, code: mx.array | SparseCode) -> mx.array:
         """(..., F) code, dense or sparse -> (..., d_out) raw activations."""

@@ -176,10 +176,11 @@ def _fidelity(dictionary: Dictionary, model: LanguageModel, chunks: Sequence[Chu
         block = harvest(model, sites, group)
         x = block.rows if same else block.rows[:, reads]
         y = x if same else block.rows[:, writes]
-        code = dictionary.encode_sparse(mx.array(x))
-        y_hat = np.array(dictionary.decode(code))
-        fidelity.add(y, y_hat, code.active_counts())
-        errors = np.square(y - y_hat).sum(axis=1, dtype=np.float64)
+        errors = np.empty(len(y))
+        for part, code in dictionary.encode_slices(x):
+            y_hat = np.array(dictionary.decode(code))
+            fidelity.add(y[part], y_hat, code.active_counts())
+            errors[part] = np.square(y[part] - y_hat).sum(axis=1, dtype=np.float64)
         documents = np.array([chunk.document for chunk in group])[block.chunk]
         for document in np.unique(documents):
             mine = documents == document

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import scipy.sparse
 
@@ -58,7 +57,7 @@ def encode_chunks(dictionary: Dictionary, model: LanguageModel, chunks: Sequence
     matrices, chunk_of, positions = [], [], []
     for start, group in zip(range(0, len(chunks), 64), groups(chunks, 64), strict=True):
         block = harvest(model, dictionary.config.read_sites, group)
-        matrices.append(dictionary.encode_sparse(mx.array(block.rows)).csr)
+        matrices += [code.csr for _, code in dictionary.encode_slices(block.rows)]
         chunk_of.append(block.chunk + start)
         positions.append(block.position)
     if not matrices:

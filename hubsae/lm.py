@@ -45,6 +45,7 @@ class LanguageModel:
     def __init__(self, source: Any, tokenizer: Any = None, *, revision: str | None = None):
         self.checkpoint: lm_files.Checkpoint | None = None
         self._config: dict = {}
+        self._other_widths: dict[Site, int] = {}
         if isinstance(source, str | Path):
             if tokenizer is not None:
                 raise ConfigError("a tokenizer only goes with a model object; a repository or folder brings its own")
@@ -103,9 +104,11 @@ class LanguageModel:
     def width(self, site: str | Site) -> int:
         """Number of columns of a site; raises `SiteError` where the model has no such site."""
         site = Site.parse(site)
-        if site in self._probe.widths:
-            return self._probe.widths[site]
-        return self.run([[0, 0]], read=[site], logits=False).activations[site].shape[-1]
+        known = self._probe.widths.get(site) or self._other_widths.get(site)
+        if known is None:
+            known = self.run([[0, 0]], read=[site], logits=False).activations[site].shape[-1]
+            self._other_widths[site] = known
+        return known
 
     @cached_property
     def identity(self) -> BaseModel:

@@ -1,6 +1,7 @@
 """The loss terms and the loop. It sees rows (x, y), no language model and no Hub."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from hubsae import sparse
 from hubsae.dictionary import Dictionary, DictionaryConfig
-from hubsae.errors import ConfigError, DataError
+from hubsae.errors import ConfigError, DataError, HubsaeWarning
 from hubsae.recipe import SAEConfig
 from hubsae.sparsity import ReLU
 
@@ -51,8 +52,9 @@ class Losses:
 
 
 def losses(params: Params, x: mx.array, y: mx.array, config: SAEConfig, dead: mx.array | None, warm: float) -> Losses:
-    """Loss of scaled rows x (n, d_in), y (n, d_out): batch FVU + L1 (relu) + AuxK on the `dead` features' ids (m,).
+    """Loss of scaled rows x (n, d_in), y (n, d_out): FVU + L1 (relu) + AuxK on the `dead` features' ids (m,).
 
+    The rows' mean squared norm is 1, so squared error per row is the fraction of the data's variance left unexplained.
     AuxK (Gao et al. 2024, A.2): the residual y - y_hat, held constant, is rebuilt by the aux_k dead features with the
     largest pre-codes. They enter unrectified: a dead feature's pre-code is often negative, and would get no gradient.
     """
@@ -60,18 +62,17 @@ def losses(params: Params, x: mx.array, y: mx.array, config: SAEConfig, dead: mx
     pre = x @ params["W_enc"] + params["b_enc"]
     code = rule(pre)
     y_hat = code @ params["W_dec"] + params["b_dec"]
-    variance = mx.sum(mx.square(y - mx.mean(y, axis=0)))
     error = mx.stop_gradient(y - y_hat)
-    fvu = mx.sum(mx.square(y - y_hat)) / variance
+    fvu = mx.sum(mx.square(y - y_hat)) / len(y)
     total = fvu
     if isinstance(rule, ReLU):
         norms = mx.linalg.norm(params["W_dec"], axis=1)
         total = total + warm * config.l1_coefficient * mx.mean(code @ norms)
     if dead is not None:
-        aux = aux_code(params, x, dead, config.aux_k or max(1, x.shape[1] // 2))
-        rebuilt = aux @ mx.take(params["W_dec"], dead, axis=0)
-        share = mx.minimum(dead.size / (config.aux_k or max(1, x.shape[1] // 2)), 1.0)
-        total = total + config.aux_coefficient * share * mx.sum(mx.square(error - rebuilt)) / variance
+        aux_k = config.aux_k or max(1, x.shape[1] // 2)
+        rebuilt = aux_code(params, x, dead, aux_k) @ mx.take(params["W_dec"], dead, axis=0)
+        weight = config.aux_coefficient * min(dead.size / aux_k, 1.0)  # fewer dead than aux_k: weaker (EleutherAI)
+        total = total + weight * mx.sum(mx.square(error - rebuilt)) / len(y)
     active = code > 0
     return Losses(total, fvu, mx.mean(mx.sum(active, axis=1)), mx.any(active, axis=0))
 
@@ -192,23 +193,19 @@ def train(
     dead_after = config.dead_after_rows or min(10_000_000, max(n_rows // 20, 20 * config.batch_for(n_rows)))
     params = initial(description.d_in, description.d_out, description.n_features, same, config.seed)
     trainer = Trainer(config, params, n_steps, dead_after)
-    log: list[dict] = []
-    every, seen = max(1, n_steps // _LOG_POINTS), 0
-    for x, y in _chain(first, pairs):
-        scaled = inner.apply(x)
-        numbers = trainer.step(scaled, scaled if same else outer.apply(y))
-        seen += len(x)
-        if trainer.n_done % every == 0 or trainer.n_done == n_steps:
-            row = {name: round(float(np.array(value)), 6) for name, value in numbers.items()}
-            dead_share = len(trainer.dead) / description.n_features
-            log.append({"step": trainer.n_done, "rows": seen, **row, "dead_share": round(dead_share, 6)})
-            _check_sane(row, trainer.n_done)
-            if progress:
-                progress(trainer.n_done, n_steps, log[-1])
+    log = _loop(trainer, _chain(first, pairs), inner, outer, progress)
+    seen = log[-1]["rows"]
     if seen < n_rows // 2 or trainer.n_done < min(100, n_steps):
         raise DataError(
             f"the data ended after {seen:,} of {n_rows:,} rows ({trainer.n_done} of {n_steps} planned steps), so the "
             "learning rate never came down; give more text or lower training_tokens"
+        )
+    if trainer.n_done < n_steps:
+        warnings.warn(
+            f"the data ended after {seen:,} of {n_rows:,} rows, so the learning rate did not come down all the way; "
+            "lower training_tokens to what there is",
+            HubsaeWarning,
+            stacklevel=2,
         )
     dictionary = kind(description, fold(trainer.params, inner, outer))
     mx.eval(dictionary.arrays())
@@ -222,6 +219,36 @@ def train(
         "log": log,
     }
     return dictionary
+
+
+def _loop(
+    trainer: Trainer,
+    pairs: Iterator[tuple[mx.array, mx.array]],
+    inner: Scaling,
+    outer: Scaling,
+    progress: Callable[[int, int, dict], None] | None,
+) -> list[dict]:
+    """Train on every pair; the log, some `_LOG_POINTS` rows of it and always the last step."""
+    log: list[dict] = []
+    every, seen, numbers = max(1, trainer.n_steps // _LOG_POINTS), 0, {}
+
+    def note() -> None:
+        row = {name: round(float(np.array(value)), 6) for name, value in numbers.items()}
+        dead_share = round(len(trainer.dead) / len(trainer.silent_rows), 6)
+        log.append({"step": trainer.n_done, "rows": seen, **row, "dead_share": dead_share})
+        _check_sane(row, trainer.n_done)
+        if progress:
+            progress(trainer.n_done, trainer.n_steps, log[-1])
+
+    for x, y in pairs:
+        scaled = inner.apply(x)
+        numbers = trainer.step(scaled, scaled if y is x else outer.apply(y))
+        seen += len(x)
+        if trainer.n_done % every == 0:
+            note()
+    if not log or log[-1]["step"] != trainer.n_done:
+        note()
+    return log
 
 
 def _check_sane(row: dict, step: int) -> None:
@@ -249,11 +276,13 @@ def _chain(first: list, rest: Iterator) -> Iterator:
 
 
 def _checked(batches: Iterable[Batch], description: DictionaryConfig) -> Iterator[tuple[mx.array, mx.array]]:
-    """(x, y) in fp32; refuses wrong widths and values that are not finite, with their place."""
+    """(x, y) in fp32, y being x where the batch is x alone; refuses wrong widths and what is not finite."""
     seen = 0
     for batch in batches:
-        x, y = batch if isinstance(batch, tuple) else (batch, batch)
-        for name, rows, width in (("read", x, description.d_in), ("written", y, description.d_out)):
+        x, *rest = batch if isinstance(batch, tuple) else (batch,)
+        y = rest[0] if rest else x
+        sides = [("read", x, description.d_in), ("written", y, description.d_out)][: 1 + len(rest)]
+        for name, rows, width in sides:
             if rows.ndim != 2 or rows.shape[1] != width:
                 raise ConfigError(f"{name} rows of shape {rows.shape}, expected (b, {width})")
             if not mx.all(mx.isfinite(rows)).item():
@@ -262,4 +291,5 @@ def _checked(batches: Iterable[Batch], description: DictionaryConfig) -> Iterato
         if x.shape[0] != y.shape[0]:
             raise ConfigError(f"{x.shape[0]} read rows but {y.shape[0]} written rows in one batch")
         seen += x.shape[0]
-        yield x.astype(mx.float32), y.astype(mx.float32)
+        x = x.astype(mx.float32)
+        yield x, y.astype(mx.float32) if rest else x

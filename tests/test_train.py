@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hubsae.dictionary import DictionaryConfig
-from hubsae.errors import ConfigError, DataError
+from hubsae.errors import ConfigError, DataError, HubsaeWarning
 from hubsae.recipe import SAEConfig
 from hubsae.train import Scaling, Trainer, aux_code, fold, initial, losses, train
 
@@ -79,8 +79,7 @@ def test_gradients_agree_with_finite_differences(sparsity, with_dead):
             if dead is None:
                 return parts
             rebuilt = aux_code(p, x, dead, 2) @ mx.take(p["W_dec"], dead, axis=0)
-            variance = mx.sum(mx.square(x - mx.mean(x, axis=0)))
-            return parts + config.aux_coefficient * mx.sum(mx.square(held - rebuilt)) / variance
+            return parts + config.aux_coefficient * mx.sum(mx.square(held - rebuilt)) / len(x)
 
         gradients = mx.grad(lambda p: losses(p, x, x, config, dead, 1.0).total)(params)
         for name, value in params.items():
@@ -144,6 +143,20 @@ def test_decoder_rows_end_with_unit_norm_and_the_tail_is_trained():
     assert np.allclose(np.linalg.norm(np.array(sae.W_dec), axis=1), 1, atol=1e-5)
     assert sae.statistics["rows"] == 6411
     assert sae.statistics["log"][-1]["rows"] == 6411
+
+
+def test_a_last_batch_of_one_row_does_no_harm():
+    rows, _ = planted(6401)
+    sae = fit(rows, SAEConfig(k=3, batch_size=64))
+    assert sae.statistics["steps"] == 101
+    assert all(mx.all(mx.isfinite(array)).item() for array in sae.arrays().values())
+
+
+def test_data_that_ends_somewhat_early_is_said():
+    rows, _ = planted(8000)
+    config = SAEConfig(k=3, batch_size=64)
+    with pytest.warns(HubsaeWarning, match="8,000 of 10,000 rows"):
+        train(batches(rows, 64), 10_000, description(32, 64, config), config)
 
 
 def test_too_little_data_is_refused_and_says_how_much_is_needed():
