@@ -123,7 +123,7 @@ def bootstrap_interval(
     """Percentile interval of `statistic(column sums)` when units (rows of `sums`, e.g. documents) are drawn anew.
 
     sums (units, c): additive sums of each unit. Tokens of one document hang together, so units are whole documents
-    (Efron and Tibshirani 1993, chapter 13). nan, nan with fewer than two units.
+    (Efron and Tibshirani 1993, chapter 13). nan, nan with fewer than two units, or if it is never defined.
     """
     units = len(sums)
     if units < 2:
@@ -131,6 +131,8 @@ def bootstrap_interval(
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(units, np.full(units, 1 / units), size=n_draws)
     values = np.array([statistic(row) for row in weights @ sums])
+    if np.isnan(values).all():
+        return float("nan"), float("nan")
     tail = 100 * (1 - level) / 2
     low, high = np.nanpercentile(values, [tail, 100 - tail])
     return float(low), float(high)

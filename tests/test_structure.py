@@ -121,7 +121,8 @@ def world_of_the_documents(hub, demo_folder, demo_texts, tmp_path, monkeypatch):
     from mlx.utils import tree_flatten
     from mlx_lm.models.llama import Model, ModelArgs
 
-    config = {**json.loads((demo_folder / "config.json").read_text()), "num_hidden_layers": 12}
+    small = {"num_hidden_layers": 12, "hidden_size": 32, "intermediate_size": 64, "head_dim": 8}
+    config = {**json.loads((demo_folder / "config.json").read_text()), **small}
     model = Model(ModelArgs.from_dict(config))
     mx.save_safetensors(str(tmp_path / "model.safetensors"), dict(tree_flatten(model.parameters())))
     content = {p.name: p.read_bytes() for p in demo_folder.glob("token*")}
