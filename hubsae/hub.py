@@ -5,7 +5,6 @@ torch: the same methods with the same signatures, on top of `huggingface_hub.Mod
 """
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -223,7 +222,9 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
             text = render.merge(old, str(self.generate_model_card(**values)), card)
             (stage / CARD).write_text(text, encoding="utf-8")
         if push_to_hub:
-            return self.push_to_hub(repo_id or target.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs)
+            return self.push_to_hub(
+                repo_id or target.name, model_card_kwargs=model_card_kwargs, card=card, **push_to_hub_kwargs
+            )
         return None
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -347,8 +348,8 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
         """Publish as one commit; creates the repository, and the branch, where they are missing.
 
         The push is bound to the head that was seen: when somebody else pushes in between, it fails and changes
-        nothing. `card` says what happens to a card that people edited there (see `save_pretrained`); `tag` names the
-        new commit.
+        nothing. `card` says what happens to a card that people edited, there or in the folder that this was
+        loaded from (see `save_pretrained`); `tag` names the new commit.
         """
         if branch and create_pr:
             raise ConfigError(f"branch={branch!r} and create_pr=True exclude each other")
@@ -361,9 +362,11 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(temporary, "artifact")
                 folder.mkdir()
+                cards = [Path(self.source.name, CARD)] if self.source and not self.source.revision else []
                 if any(file.rfilename == CARD for file in info.siblings or []):
-                    old = hf_hub_download(repo_id, CARD, revision=info.sha, token=token)
-                    shutil.copyfile(old, folder / CARD)
+                    cards.insert(0, Path(hf_hub_download(repo_id, CARD, revision=info.sha, token=token)))
+                if old := _card_to_keep(cards):
+                    (folder / CARD).write_text(old, encoding="utf-8")
                 self.save_pretrained(
                     folder, config=config, repo_id=repo_id, model_card_kwargs=model_card_kwargs, card=card
                 )
@@ -381,6 +384,12 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
             if tag:
                 api.create_tag(repo_id, tag=tag, revision=commit.oid)
         return commit
+
+
+def _card_to_keep(candidates: list[Path]) -> str | None:
+    """The first card that people edited, else the first one there is."""
+    texts = [path.read_text(encoding="utf-8") for path in candidates if path.is_file()]
+    return next((text for text in texts if render.is_edited(text)), texts[0] if texts else None)
 
 
 def _copy(patterns: list[str] | str | None) -> list[str] | str | None:

@@ -70,10 +70,14 @@ def merge(old: str | None, new: str, policy: CardPolicy) -> str:
     if policy == "keep":
         return old
     old_front, old_body = split(old)
-    mark = _MARK.search(old_body)
-    if mark and mark[1] == _digest(_MARK.sub("", old_body)):
-        return _with_metadata(old_front, new)
-    return _with_metadata(old_front, new, body=old_body)
+    return _with_metadata(old_front, new, body=old_body if is_edited(old) else None)
+
+
+def is_edited(card: str) -> bool:
+    """Whether people changed the card's body since it was generated, or wrote it themselves."""
+    body = split(card)[1]
+    mark = _MARK.search(body)
+    return not mark or mark[1] != _digest(_MARK.sub("", body))
 
 
 def _with_metadata(old_front: str, new: str, body: str | None = None) -> str:

@@ -91,6 +91,14 @@ def test_a_card_that_people_edited_keeps_its_text(alice, sae):
     assert "# tiny-sae" in alice.files(REPO)["README.md"].decode()
 
 
+def test_a_card_that_was_edited_in_the_folder_is_published(alice, sae, tmp_path):
+    sae.save(tmp_path / "d")
+    card = (tmp_path / "d" / "README.md").read_text()
+    (tmp_path / "d" / "README.md").write_text(card.replace("# d", "# Written by hand"), newline="\r\n")
+    load_sae(tmp_path / "d").push_to_hub(REPO)
+    assert "# Written by hand" in alice.files(REPO)["README.md"].decode()
+
+
 def test_callers_lists_are_left_alone(alice, sae):
     patterns = ["*.tmp"]
     sae.push_to_hub(REPO, ignore_patterns=patterns)
