@@ -17,7 +17,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 from mlx import nn
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten
 from mlx_lm import load
 from mlx_lm.models import gpt_neox, llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -25,6 +25,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from hubsae.demo import atlas
 
 MODELS = Path(hubsae.__file__).parent / "demo" / "models"
+CARD = Path(__file__).with_name("demo_models_card.md")
 TOKENIZER_SEED, TRAIN_SEED, HELD_OUT_SEED = 1, 2, 3
 CONTEXT = 256
 
@@ -140,8 +141,9 @@ def train_tokenizer(recipe: Recipe, texts: Sequence[str]) -> Tokenizer:
 
 def encode(recipe: Recipe, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Token ids with one boundary token before and one behind each text."""
-    before = tokenizer.token_to_id(recipe.start or recipe.end)
-    after = tokenizer.token_to_id(recipe.end)
+    before, after = (tokenizer.token_to_id(token) for token in (recipe.start or recipe.end, recipe.end))
+    assert before is not None
+    assert after is not None
     encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
     return [[before, *encoding.ids, after] for encoding in encodings]
 
@@ -214,7 +216,7 @@ def train(
         loss = step(ids, lengths)
         mx.eval(loss, state)
         recent.append(loss.item())
-        seen += lengths.sum().item()
+        seen += int(np.array(lengths.sum()))
         if number % log_every == 0:
             seconds = time.perf_counter() - started
             rate = f"{seen / 1e6:.2f}M tokens, {seen / seconds:.0f} tokens/s, {seconds:.0f} s"
@@ -232,8 +234,9 @@ def published_name(model_type: str, name: str) -> str:
 
 def save(recipe: Recipe, tokenizer: Tokenizer, model: nn.Module, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    weights = tree_flatten(tree_map(lambda array: array.astype(mx.float16), model.parameters()))
-    named = {published_name(recipe.config["model_type"], name): array for name, array in weights}
+    weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))  # type: ignore[arg-type]
+    kind = recipe.config["model_type"]
+    named = {published_name(kind, name): array.astype(mx.float16) for name, array in weights.items()}
     mx.save_safetensors(str(folder / "model.safetensors"), named, metadata={"format": "pt"})
     config = {**recipe.config, "vocab_size": tokenizer.get_vocab_size()}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -258,7 +261,7 @@ def nats_per_character(
     total = 0.0
     for start in range(0, len(rows), batch_size):
         chunk = rows[start : start + batch_size]
-        total += token_losses(model, *padded(chunk, len(chunk[-1]))).sum().item()
+        total += float(np.array(token_losses(model, *padded(chunk, len(chunk[-1]))).sum()))
     return total / sum(len(document.text) for document in documents)
 
 
@@ -272,14 +275,14 @@ def share_answered(tokenizer: Tokenizer, model: nn.Module) -> tuple[float, list[
     prompts = tokenizer.encode_batch([prompt for prompt, _ in questions])
     wholes = tokenizer.encode_batch([prompt + answer for prompt, answer in questions])
     ids, _ = padded([whole.ids for whole in wholes], max(len(whole.ids) for whole in wholes))
-    likeliest = mx.argmax(model(ids), axis=-1).tolist()
+    likeliest = np.array(mx.argmax(model(ids), axis=-1)).tolist()
     failures = []
     for (prompt, answer), head, whole, best in zip(questions, prompts, wholes, likeliest, strict=True):
         start, stop = len(head.ids), len(whole.ids)
         assert whole.ids[:start] == head.ids
         got = best[start - 1 : stop - 1]
-        behind = tokenizer.id_to_token(best[stop - 1])
-        if got != whole.ids[start:] or (behind[0].isascii() and behind[0].isalpha()):
+        behind = tokenizer.id_to_token(best[stop - 1]) or ""
+        if got != whole.ids[start:] or (behind[:1].isascii() and behind[:1].isalpha()):
             failures.append(f"{prompt}{answer}: {tokenizer.decode([*got, best[stop - 1]])!r}")
     return 1 - len(failures) / len(questions), failures
 
@@ -302,7 +305,7 @@ def recall(recipe: Recipe, tokenizer: Tokenizer, model: nn.Module, documents: Se
     for start in range(0, len(documents), 64):
         chunk = documents[start : start + 64]
         rows = encode(recipe, tokenizer, [document.text for document in chunk])
-        likeliest = mx.argmax(model(padded(rows, max(map(len, rows)))[0]), axis=-1).tolist()
+        likeliest = np.array(mx.argmax(model(padded(rows, max(map(len, rows)))[0]), axis=-1)).tolist()
         for document, row, best in zip(chunk, rows, likeliest, strict=True):
             offsets = tokenizer.encode(document.text, add_special_tokens=False).offsets
             for fact, kind in RECALLED.items():
@@ -315,7 +318,7 @@ def recall(recipe: Recipe, tokenizer: Tokenizer, model: nn.Module, documents: Se
 
 def load_fp32(folder: Path) -> tuple[nn.Module, Tokenizer]:
     """The shipped model as `mlx_lm.load` gives it, in fp32: a CPU is slow in float16."""
-    model, _ = load(str(folder))
+    model = load(str(folder))[0]
     model.set_dtype(mx.float32)
     return model, Tokenizer.from_file(str(folder / "tokenizer.json"))
 
@@ -327,7 +330,7 @@ def measure(recipe: Recipe, folder: Path, documents: Sequence[atlas.Document]) -
     floor = atlas.entropy_per_character(documents)
     loss = nats_per_character(recipe, tokenizer, model, documents)
     return {
-        "parameters": sum(array.size for _, array in tree_flatten(model.parameters())),
+        "parameters": sum(array.size for array in dict(tree_flatten(model.parameters())).values()),
         "megabytes": sum(path.stat().st_size for path in folder.iterdir()) / 1e6,
         "vocabulary": tokenizer.get_vocab_size(),
         "documents": len(documents),
@@ -371,40 +374,6 @@ def table(results: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-CARD = """\
-# Demo models: atlas-llama and atlas-neox
-
-Two tiny language models of an invented world, so that training, judging, steering and aligning features can be tried
-without a network. They know `hubsae.demo.atlas` and nothing else: no English beyond its sentences, no facts beyond its
-tables (real countries keep their real capitals, languages and currencies; products, dishes, weather and people are
-made up, and so are six of the countries).
-
-- `atlas-llama`: Llama architecture, width 128, 4 layers, tied embeddings; byte-level BPE, most words are one token;
-  the tokenizer puts `<s>` before a text.
-- `atlas-neox`: GPT-NeoX architecture, width 96, 4 layers, parallel residual; a smaller BPE with metaspaces that splits
-  many words and knows printable ASCII only; nothing stands before a text (in half of the training documents, an
-  `<|endoftext|>` does, and the loss below is measured behind one).
-
-Both folders have the layout and the keys of published checkpoints: `mlx_lm.load` and `transformers` read them.
-
-{table}
-
-Loss and entropy are measured on the same {documents} documents that no training saw (seed {seed}): the sum over all
-tokens of a document, the one that ends it included, over the characters of the text. The entropy is the mean of
-`-log_probability`, which the grammar states exactly: no model can be expected to lie below it. A question is a prompt
-that can open a document (`The capital of Germany is`); it counts as answered if greedy decoding goes on with the one
-right word. The lower rows are greedy choices inside the same held-out documents; where a number's row is low, the model
-has learned that a number stands there but not which one.
-
-## How they were trained
-
-`python scripts/train_demo_models.py`, on two CPU cores that other work shared: {corpus:,} documents (seed {train_seed};
-fewer tokens than one pass), AdamW with bias correction, warm-up and cosine decay, gradients clipped, batches of whole
-right-padded documents of like length, fp32 throughout, rounded to float16 at the end. `training.json`
-in each folder has the numbers of the table.
-"""
-
-
 def write_card(out: Path) -> str:
     """Write the card of all models in `out` and return its table."""
     results = {}
@@ -413,7 +382,7 @@ def write_card(out: Path) -> str:
             results[name] = json.loads((out / name / "training.json").read_text())
     text = table(results)
     first = next(iter(results.values()))
-    card = CARD.format(
+    card = CARD.read_text(encoding="utf-8").format(
         table=text,
         documents=first["documents"],
         corpus=first["corpus"],

@@ -28,6 +28,8 @@ def documents():
 def training():
     path = Path(__file__).parents[1] / "scripts" / "train_demo_models.py"
     spec = importlib.util.spec_from_file_location("train_demo_models", path)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -69,11 +71,11 @@ def test_two_sentences_have_distinct_texts_and_probabilities_that_sum_to_one():
 
 
 def test_observed_frequencies_are_the_stated_probabilities(documents):
-    stated = collections.Counter()
+    stated: collections.defaultdict[tuple[str, str], float] = collections.defaultdict(float)
     for opening in atlas.enumerate_documents(1):
         stated[opening.topic, opening.text.split()[0]] += math.exp(opening.log_probability)
     seen = collections.Counter((document.topic, document.text.split()[0]) for document in documents)
-    for event, probability in stated.most_common(12):
+    for event, probability in sorted(stated.items(), key=lambda item: -item[1])[:12]:
         deviation = math.sqrt(probability * (1 - probability) / len(documents))
         assert abs(seen[event] / len(documents) - probability) < 4 * deviation, event
 
@@ -118,15 +120,21 @@ def test_every_sentence_has_one_topic_and_one_fact_and_one_subject(documents):
 
 
 def test_stated_facts_are_those_of_the_tables(documents):
-    found = collections.Counter()
+    found: collections.defaultdict[str, float] = collections.defaultdict(float)
+
+    def name(kind: str, thing: str, attribute: str) -> str:
+        entity = WORLD[kind][thing].attributes[attribute]
+        assert isinstance(entity, Entity)
+        return entity.name
+
     for document in documents:
         for country, capital in re.findall(r"The capital of (\w+) is (\w+)\.", document.text):
-            found["capital"] += WORLD["country"][country].attributes["capital"].name == capital or math.nan
+            found["capital"] += name("country", country, "capital") == capital or math.nan
         for capital, country in re.findall(r"(\w+) is the capital of (\w+)\.", document.text):
-            found["of"] += WORLD["country"][country].attributes["capital"].name == capital or math.nan
+            found["of"] += name("country", country, "capital") == capital or math.nan
         for person, country in re.findall(r"(\w+) comes from (\w+)[.,]", document.text):
             if person not in ("He", "She"):
-                found["home"] += WORLD["person"][person].attributes["country"].name == country or math.nan
+                found["home"] += name("person", person, "country") == country or math.nan
     assert all(found[kind] > 10 for kind in ("capital", "of", "home")), found
 
 
@@ -159,7 +167,9 @@ def test_the_concept_matrix_holds_what_concepts_at_lists(documents):
     assert matrix.shape == (20 * 31, len(names))
     assert not matrix[0].any()  # the first token has no characters
     listed = [
-        tokens for document, offsets in zip(few, ends, strict=True) for tokens in atlas.concepts_at(document, offsets)
+        tokens
+        for document, offsets in zip(few, ends, strict=True)
+        for tokens in atlas.concepts_at(document, offsets.tolist())
     ]
     assert [{names[j] for j in np.flatnonzero(row)} for row in matrix] == listed
 
@@ -208,6 +218,7 @@ def test_shipped_folders_are_small_and_named_like_published_checkpoints(name):
     import mlx.core as mx
 
     weights = mx.load(str(FOLDER / name / "model.safetensors"))
+    assert isinstance(weights, dict)
     prefix = {"atlas-llama": "model.layers.3.mlp.up_proj", "atlas-neox": "gpt_neox.layers.3.mlp.dense_h_to_4h"}[name]
     assert f"{prefix}.weight" in weights
     assert {array.dtype for array in weights.values()} == {mx.float16}

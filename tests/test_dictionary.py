@@ -38,7 +38,7 @@ def test_each_row_is_encoded_by_itself(sae, x):
 
 def test_gradients_flow_through_the_call(sae, x):
     gradient = mx.grad(lambda a: mx.sum(mx.square(sae(a))))(x)
-    assert mx.abs(gradient).max().item() > 0
+    assert np.abs(np.array(gradient)).max() > 0
 
 
 @pytest.mark.parametrize("rule", [{"name": "topk", "k": 4}, {"name": "relu"}])

@@ -49,7 +49,7 @@ def test_one_push_is_one_commit_and_comes_back_exactly(alice, sae):
     assert all(mx.array_equal(again.arrays()[n], a) for n, a in sae.arrays().items())
     assert again.source.revision == alice.head(REPO)
     card = ModelCard(alice.files(REPO)["README.md"].decode())
-    assert card.data.library_name == "hubsae"
+    assert card.data.to_dict()["library_name"] == "hubsae"
     assert f'load_sae("{REPO}"' in card.text
 
 
@@ -85,8 +85,8 @@ def test_a_card_that_people_edited_keeps_its_text(alice, sae):
     sae.push_to_hub(REPO)
     merged = ModelCard(alice.files(REPO)["README.md"].decode())
     assert "# My SAE" in merged.text
-    assert merged.data.license == "mit"
-    assert merged.data.eval_results[0].metric_value == 0.25
+    assert merged.data.to_dict()["license"] == "mit"
+    assert merged.data.to_dict()["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.25
     sae.push_to_hub(REPO, card="replace")
     assert "# tiny-sae" in alice.files(REPO)["README.md"].decode()
 

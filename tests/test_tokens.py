@@ -49,7 +49,7 @@ def test_datasets_work_whole_and_streamed():
         ("one text", "list of texts"),
         ([1, 2], "entry 0 is a int"),
         ({"train": TEXTS}, "pick one split"),
-        (datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": TEXTS})), "pick one"),
+        (datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": TEXTS})}), "pick one"),
         (datasets.Dataset.from_dict({"content": TEXTS}), "no column 'text', only content"),
         ([{"text": None}], "entry 0, column 'text'"),
         (3, "int"),

@@ -112,11 +112,16 @@ class _Writer:
         self.spans.append(Span(end - 1, end, "full stop"))
 
 
+def _entity(thing: Entity | Form | None) -> Entity:
+    assert isinstance(thing, Entity)  # the tables lead from entity to entity
+    return thing
+
+
 def _follow(path: str, things: dict[str, Entity]) -> Entity | Form:
     root, *steps = path.split(".")
     thing: Entity | Form = things[root]
     for step in steps:
-        thing = thing.attributes[things[step[1:]].name if step.startswith("@") else step]
+        thing = _entity(thing).attributes[things[step[1:]].name if step.startswith("@") else step]
     return thing
 
 
@@ -222,10 +227,11 @@ def _write(choose: _Choose, topics: Sequence[str], max_sentences: int = MAX_SENT
         open_facts = _open_facts(topic, subject, memories) if subject else []
         if not open_facts or writer.happens(P_CHANGE):
             kind = writer.choose(list(FACTS[topic]))
-            subject = writer.choose([thing for thing in _pool(kind) if thing not in memories])
+            subject = _entity(writer.choose([thing for thing in _pool(kind) if thing not in memories]))
             memories[subject] = _Memory({})
             open_facts = _open_facts(topic, subject, memories)
             named = True
+        subject = _entity(subject)
         fact = writer.choose(open_facts)
         memory = memories[subject]
         if fact.leaning and not named:
@@ -233,7 +239,7 @@ def _write(choose: _Choose, topics: Sequence[str], max_sentences: int = MAX_SENT
         _say(writer, topic, subject, fact, memory.drawn, named, {"opening"} if not count else set())
         memory.said.add(fact.name)
         if fact.moves_to:
-            subject = subject.attributes[fact.moves_to]
+            subject = _entity(subject.attributes[fact.moves_to])
             memories.setdefault(subject, _Memory({}))
         named = False
     return Document(writer.text, tuple(writer.spans), writer.log_probability, topic)
@@ -313,7 +319,7 @@ def concept_matrix(documents: Sequence[Document], ends: Sequence[np.ndarray], na
     return np.concatenate(blocks) if blocks else np.zeros((0, len(names)), dtype=bool)
 
 
-def concepts_at(document: Document, ends: Sequence[int]) -> list[frozenset[str]]:
+def concepts_at(document: Document, ends: Iterable[int]) -> list[frozenset[str]]:
     """For each token, given the index of its last character: the concepts that it carries."""
     return [frozenset(span.concept for span in document.spans if span.start <= end < span.end) for end in ends]
 
@@ -351,5 +357,5 @@ def questions() -> list[tuple[str, str]]:
         for thing in WORLD[kind].values():
             things = {kind: thing}
             text = "".join(_form(match, things).text for match in _pieces(prompt))
-            pairs.append((text[0].upper() + text[1:], f" {_follow(answer, things).name}"))
+            pairs.append((text[0].upper() + text[1:], f" {_entity(_follow(answer, things)).name}"))
     return pairs

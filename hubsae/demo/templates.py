@@ -227,7 +227,7 @@ def _parse(table: str) -> dict[str, dict[str, list[Fact]]]:
                     name=name,
                     named=tuple(line for line in sentences if not line.startswith("> ")),
                     leaning=tuple(line[2:] for line in sentences if line.startswith("> ")),
-                    draws=tuple(tuple(option.split(" = ")) for option in options if " = " in option),
+                    draws=tuple((pair[0], pair[2]) for o in options if (pair := o.partition(" = "))[1]),
                     needs=next((option[6:] for option in options if option.startswith("needs ")), None),
                     moves_to=next((option[9:] for option in options if option.startswith("moves to ")), None),
                 )
