@@ -43,8 +43,10 @@ class ActivationCache:
         if not path.is_file():
             if self.folder.is_dir() and any(self.folder.iterdir()):
                 raise DataError(f"{self.folder}: not empty and no activation cache; give an empty or new cache_dir")
-            return {**self._header, "shards": [], "complete": False, "probe": []}
+            self._save({**self._header, "shards": [], "complete": False, "probe": []})  # claims it for these settings
         manifest = read_json(path)
+        if not isinstance(manifest.get("shards"), list) or not all(map(_is_shard, manifest["shards"])):
+            raise DataError(f"{path}: damaged; delete this cache_dir")
         for key, wanted in self._header.items():
             if manifest.get(key) != wanted:
                 raise DataError(
@@ -58,7 +60,7 @@ class ActivationCache:
         manifest, stream = self._open(), iter(stream)
         for number, shard in enumerate(manifest["shards"]):
             group = list(islice(stream, shard["n_chunks"]))
-            if len(group) != shard["n_chunks"] or _digest(group) != shard["sha256"]:
+            if len(group) != shard["n_chunks"] or _digest(group) != shard["chunks_sha256"]:
                 raise self._other("texts", f"from chunk {sum(s['n_chunks'] for s in manifest['shards'][:number])} on")
             if number == 0:
                 self._check_probe(manifest, compute(group[:1]))
@@ -74,7 +76,15 @@ class ActivationCache:
             manifest["shards"].append(self._write(len(manifest["shards"]), group, rows, manifest))
             yield rows
         if manifest["shards"]:
-            self._finish(manifest)
+            manifest["complete"] = True
+            self._save(manifest)
+
+    def all_blocks(self) -> Iterator[np.ndarray]:
+        """The rows of a complete cache in order, without the texts that they came from."""
+        manifest = self._open()
+        if not manifest["complete"]:
+            raise DataError(f"{self.folder}: this cache is not complete yet")
+        yield from map(self._read, manifest["shards"])
 
     def _next_group(self, stream: Iterator[Chunk]) -> list[Chunk]:
         group, size = [], 0
@@ -87,15 +97,14 @@ class ActivationCache:
 
     def _write(self, number: int, group: list[Chunk], rows: np.ndarray, manifest: dict) -> dict:
         name = f"rows-{number:05d}.safetensors"
-        shard = {"file": name, "n_rows": len(rows), "n_chunks": len(group), "sha256": _digest(group)}
+        shard = {"file": name, "n_rows": len(rows), "n_chunks": len(group), "chunks_sha256": _digest(group)}
+        shard["rows_sha256"] = _rows_digest(rows)
         with staged(self.folder.absolute()) as stage:
             write_arrays(stage / name, {"rows": mx.array(rows)}, {"format": "mlx", "library": "hubsae"})
-        with staged(self.folder.absolute()) as stage:
-            write_json(stage / MANIFEST, {**manifest, "shards": [*manifest["shards"], shard]})
+        self._save({**manifest, "shards": [*manifest["shards"], shard]})
         return shard
 
-    def _finish(self, manifest: dict) -> None:
-        manifest["complete"] = True
+    def _save(self, manifest: dict) -> None:
         with staged(self.folder.absolute()) as stage:
             write_json(stage / MANIFEST, manifest)
 
@@ -104,13 +113,19 @@ class ActivationCache:
         if Path(name).name != name or not (self.folder / name).is_file():
             raise DataError(f"{self.folder}: shard {name!r} of the manifest is missing; delete this cache_dir")
         rows = read_arrays(self.folder / name).get("rows")
-        if rows is None or rows.shape != (shard["n_rows"], self._width):
+        array = None if rows is None else np.array(rows)
+        if (
+            array is None
+            or array.shape != (shard["n_rows"], self._width)
+            or _rows_digest(array) != shard["rows_sha256"]
+        ):
             raise DataError(f"{self.folder / name}: not the rows that the manifest names; delete this cache_dir")
-        return np.array(rows)
+        return array
 
     def _check_probe(self, manifest: dict, rows: np.ndarray) -> None:
         """The first chunk's rows, computed anew: catches other weights where no file ids are known."""
-        if not np.allclose(_probe(rows), manifest["probe"], rtol=2e-2, atol=2e-2):
+        found, kept = _probe(rows), manifest["probe"]
+        if len(found) != len(kept) or not np.allclose(found, kept, rtol=2e-2, atol=2e-2):
             raise self._other("a model", "its activations differ on the first text")
 
     def _other(self, what: str, why: str) -> DataError:
@@ -125,6 +140,16 @@ def _probe(rows: np.ndarray) -> list[float]:
     last = rows[-1].astype(np.float64)
     picked = last[np.linspace(0, len(last) - 1, _PROBE_VALUES).astype(int)]
     return [round(float(v), 5) for v in picked / max(np.sqrt(np.mean(last**2)), 1e-12)]
+
+
+def _rows_digest(rows: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(rows, np.float32).data).hexdigest()
+
+
+def _is_shard(entry: object) -> bool:
+    """Whether a manifest's entry has what a shard needs."""
+    kinds = {"file": str, "n_rows": int, "n_chunks": int, "chunks_sha256": str, "rows_sha256": str}
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())
 
 
 def _digest(group: Sequence[Chunk]) -> str:

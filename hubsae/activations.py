@@ -12,10 +12,12 @@ from hubsae import tokens
 from hubsae.activation_cache import ActivationCache
 from hubsae.errors import ConfigError, DataError
 from hubsae.lm import LanguageModel, padded
+from hubsae.settings import as_type
 from hubsae.sites import Site, parse_sites
 from hubsae.tokens import Chunk, Split, TokenConfig
 
 _CHUNKS_AT_ONCE = 512
+_GROUP_BYTES = 64 << 20
 _TOKENS_PER_PASS = 4096
 _HELD_OUT_ROWS = 50_000
 _PIECE = 8192
@@ -97,14 +99,16 @@ def _check_finite(model: LanguageModel, sites: Sequence[Site], group: Sequence[C
         start += width
 
 
-def groups(stream: Iterable[Chunk], size: int = _CHUNKS_AT_ONCE) -> Iterator[list[Chunk]]:
-    """Lists of `size` chunks, the last one shorter."""
+def groups(stream: Iterable[Chunk], width: int) -> Iterator[list[Chunk]]:
+    """Lists of chunks, long enough to sort by length, whose rows of `width` columns take at most 64 MB."""
     group: list[Chunk] = []
+    size = 0
     for chunk in stream:
         group.append(chunk)
-        if len(group) == size:
+        size += 4 * width * chunk.n_rows
+        if size >= _GROUP_BYTES or len(group) == _CHUNKS_AT_ONCE:
             yield group
-            group = []
+            group, size = [], 0
     if group:
         yield group
 
@@ -179,8 +183,8 @@ class ActivationDataset:
     ):
         if not 0 <= held_out < 1:
             raise ConfigError(f"held_out={held_out}: expected a share from 0 to below 1")
-        if max_rows is not None and max_rows < 1:
-            raise ConfigError(f"max_rows={max_rows}: expected at least 1")
+        if max_rows is not None and as_type(max_rows, int, "training_tokens") < 1:
+            raise ConfigError(f"training_tokens (max_rows here) is {max_rows}: expected at least 1")
         if buffer_mb < 1:
             raise ConfigError(f"buffer_mb={buffer_mb}: expected at least 1")
         self.model, self.sites = model, parse_sites(sites)
@@ -192,7 +196,8 @@ class ActivationDataset:
         texts_stream = tokens.iterate_texts(texts, self.config.text_column)
         chunk_stream = tokens.chunks(texts_stream, model.tokenizer, self.config, self.context)
         self._split = Split(chunk_stream, held_out, limit=_HELD_OUT_ROWS)
-        self._taken = max_rows is not None
+        source = {"held_out": held_out, "max_rows": max_rows}
+        self._cache_options = {**self.describe(), **source}
         if max_rows is None:
             if not hasattr(texts, "__len__"):
                 raise ConfigError(
@@ -204,7 +209,6 @@ class ActivationDataset:
         else:
             self._chunks = tokens.take_rows(self._split, max_rows)
             self.n_rows = max_rows
-        self.rows_read = 0
 
     @property
     def held_out_chunks(self) -> list[Chunk]:
@@ -228,16 +232,16 @@ class ActivationDataset:
         if not repeatable:
             self._chunks = None  # type: ignore[assignment]
         if self._cache_dir is None:
-            found: Iterable[np.ndarray] = (harvest(self.model, self.sites, g).rows for g in groups(stream))
+            found: Iterable[np.ndarray] = (
+                harvest(self.model, self.sites, g).rows for g in groups(stream, sum(self.widths))
+            )
         else:
             found = self._cache(self._cache_dir).blocks(stream, lambda g: harvest(self.model, self.sites, g).rows)
-        self.rows_read = 0
         for rows in found:
-            self.rows_read += len(rows)
             yield rows
 
     def _cache(self, folder: Path) -> ActivationCache:
-        return ActivationCache(folder, self.model.identity, self.sites, self.widths, self.describe())
+        return ActivationCache(folder, self.model.identity, self.sites, self.widths, self._cache_options)
 
     def batches(self, batch_size: int, *, seed: int = 0, epochs: int = 1) -> Iterator[mx.array]:
         """Shuffled (b, d) rows; the last batch of all holds what is left. Every epoch is shuffled anew.
@@ -261,5 +265,7 @@ class ActivationDataset:
             for epoch in range(epochs):
                 yield from permuted(everything[:filled], np.random.default_rng([seed, epoch]))
             return
-        for epoch in range(epochs):
-            yield from shuffled(self.blocks(), self.capacity, seed + epoch)
+        yield from shuffled(self.blocks(), self.capacity, seed)
+        for epoch in range(1, epochs):
+            assert self._cache_dir is not None
+            yield from shuffled(self._cache(self._cache_dir).all_blocks(), self.capacity, seed + epoch)

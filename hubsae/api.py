@@ -1,18 +1,23 @@
 """What a user holds: `InterpretableModel`, the three kinds of dictionary, and `load_sae`."""
 
+import re
 import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-from hubsae import backend, evaluate, hub
+from hubsae import backend, evaluate
 from hubsae.activations import ActivationDataset
 from hubsae.dictionary import Dictionary, DictionaryConfig
-from hubsae.errors import ArtifactError, ConfigError, SiteError
+from hubsae.errors import ConfigError, DataError, HubsaeWarning, SiteError
 from hubsae.evaluate import Evaluation
+from hubsae.hub import check_target
+from hubsae.hub_client import library_version
 from hubsae.identity import Check, Difference
 from hubsae.lm import LanguageModel
 from hubsae.recipe import SAEConfig
+from hubsae.settings import as_type
 from hubsae.sites import Site
 from hubsae.tokens import TokenConfig
 from hubsae.train import train
@@ -52,13 +57,15 @@ class BoundDictionary(Dictionary):
                     continue
         return found
 
-    def evaluate(self, model: Any = None, texts: Any = None, *, max_rows: int = 50_000) -> Evaluation:
+    def evaluate(
+        self, model: Any = None, texts: Any = None, *, max_rows: int = 50_000, text_column: str = "text"
+    ) -> Evaluation:
         """Judge it on texts it was not trained on, with `model` or the model it is bound to (see `Evaluation`)."""
         if texts is None:
             raise ConfigError("evaluate needs texts: evaluate(model, texts), or evaluate(texts=...) when bound")
         if model is None and self.model is None:
             raise ConfigError("this dictionary is bound to no model; give evaluate(model, texts)")
-        return evaluate.evaluate(self, as_model(model or self.model), texts, max_rows=max_rows)
+        return evaluate.evaluate(self, as_model(model or self.model), texts, max_rows=max_rows, text_column=text_column)
 
     @classmethod
     def taken_from(cls, other: Dictionary) -> Self:
@@ -152,10 +159,9 @@ class InterpretableModel(LanguageModel):
         Nothing long is done before the settings, the site and the amount of data are known to work.
         """
         config = (config or SAEConfig()).updated(**overrides)
-        if not isinstance(layer, int) or isinstance(layer, bool):
-            raise ConfigError(f"layer={layer!r}: expected a number from 0 to {self.n_layers - 1}")
-        if save_path is not None and Path(save_path).expanduser().is_file():
-            raise ArtifactError(f"save_path={str(save_path)!r} is a file; give a folder")
+        layer = as_type(layer, int, "layer")
+        if save_path is not None:
+            check_target(save_path)
         data = ActivationDataset(
             self,
             Site(layer, component),
@@ -178,13 +184,27 @@ class InterpretableModel(LanguageModel):
             "data": {"name": name, "epochs": config.num_epochs, **data.describe()},
             "environment": _environment(),
         }
-        if held_out := data.held_out_chunks:
-            result = evaluate.evaluate_chunks(sae, self, held_out)
-            label = f"{name}: documents held out from training"
-            sae.metrics = {**result.to_dict(), "data": {"name": label, "dataset": _hub_id(dataset_name)}}
         if save_path is not None:
-            sae.save_pretrained(save_path)
+            sae.save(save_path)  # kept, whatever happens while it is judged
+        if config.validation_split and self._judge(sae, data, name, _hub_id(dataset_name)) and save_path is not None:
+            sae.save(save_path)
         return sae
+
+    def _judge(self, sae: SAE, data: ActivationDataset, name: str, dataset_id: str | None) -> bool:
+        """Fill `sae.metrics` from the texts held out; warns and returns False where they are too few."""
+        try:
+            result = evaluate.evaluate_chunks(sae, self, data.held_out_chunks)
+        except DataError as error:
+            warnings.warn(
+                f"the dictionary is trained but not judged: of so few texts hardly any were held out ({error}). "
+                "Call evaluate with other texts, or raise validation_split",
+                HubsaeWarning,
+                stacklevel=3,
+            )
+            return False
+        label = f"{name}: texts held out from training"
+        sae.metrics = {**result.to_dict(), "data": {"name": label, "dataset": dataset_id}}
+        return True
 
     def _description(self, data: ActivationDataset, config: SAEConfig) -> DictionaryConfig:
         sites = tuple(map(str, data.sites))
@@ -210,15 +230,13 @@ def _dataset_name(dataset: Any) -> str:
 
 def _hub_id(name: str | None) -> str | None:
     """The name if it can be a dataset repository's id: only such a name may stand in the card's metadata."""
-    import re
-
-    return name if name and re.fullmatch(r"[\w.-]+/[\w.-]+", name) else None
+    return name if name and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) else None
 
 
 def _environment() -> dict:
     found = backend.describe()
     return {
-        "hubsae": hub.library_version(),
+        "hubsae": library_version(),
         "mlx": found.mlx_version,
         "device": found.device_name,
         "blas": found.blas_name,

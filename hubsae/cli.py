@@ -21,6 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
     except HubsaeError as error:
         print(f"hubsae: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"hubsae: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("hubsae: stopped", file=sys.stderr)
         return 130
@@ -51,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_dictionary(evaluate)
     _add_texts(evaluate)
     evaluate.add_argument("--model", help="its language model (default: the recorded repository)")
+    evaluate.add_argument("--check", choices=("warn", "strict", "ignore"), default="warn", help="how to compare them")
+    evaluate.add_argument("--text-column", default="text", help="column of the texts (default: text)")
     evaluate.add_argument("--max-rows", type=int, default=50_000, help="tokens to use (default: 50000)")
 
     push = _command(commands, "push", _push, "publish a dictionary's folder as a Hub repository, in one commit")
@@ -88,9 +93,6 @@ def _add_dictionary(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dictionary", help="folder or repository id")
     parser.add_argument("--revision", help="revision of the dictionary's repository")
     parser.add_argument("--subfolder", help="folder inside it")
-    parser.add_argument(
-        "--check", choices=("warn", "strict", "ignore"), default="warn", help="how to compare the model"
-    )
 
 
 def _add_texts(parser: argparse.ArgumentParser) -> None:
@@ -148,12 +150,10 @@ def _train(options: argparse.Namespace) -> None:
     print(f"written to {options.out}")
 
 
-def _load(options: argparse.Namespace, model: Any = None) -> Any:
+def _load(options: argparse.Namespace) -> Any:
     from hubsae import load_sae
 
-    return load_sae(
-        options.dictionary, model, revision=options.revision, subfolder=options.subfolder, check=options.check
-    )
+    return load_sae(options.dictionary, revision=options.revision, subfolder=options.subfolder)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -169,12 +169,15 @@ def _evaluate(options: argparse.Namespace) -> None:
         model = InterpretableModel(model, revision=sae.base_model.revision)
     sae.bind(model, options.check)
     print(sae)
-    print(sae.evaluate(texts=_texts(options), max_rows=options.max_rows))
+    print(sae.evaluate(texts=_texts(options), max_rows=options.max_rows, text_column=options.text_column))
 
 
 def _push(options: argparse.Namespace) -> None:
     from hubsae import load_sae
+    from hubsae.errors import ArtifactError
 
+    if not Path(options.folder).is_dir():
+        raise ArtifactError(f"{options.folder}: no such folder; `hubsae train --out` writes one")
     commit = load_sae(options.folder).push_to_hub(
         options.repo_id,
         private=options.private,
@@ -198,7 +201,7 @@ def _show(options: argparse.Namespace) -> None:
         ("writes", ", ".join(f"{s} ({w})" for s, w in zip(config.writes, config.write_widths, strict=True))),
         ("features", f"{config.n_features:,}"),
         ("sparsity", sae.rule),
-        ("trained on", f"{sae.statistics.get('rows', 0):,} tokens" if sae.statistics else "not recorded"),
+        ("trained on", f"{sae.statistics.get('rows')} tokens" if sae.statistics else "not recorded"),
         ("format", f"{config.format_version}, written by hubsae {config.library_version}"),
     ]
     for label, value in rows:
@@ -215,7 +218,7 @@ def _show(options: argparse.Namespace) -> None:
 
 def _numbers(metrics: dict) -> str:
     names = ("fvu", "l0", "dead_share", "cosine", "ce_recovered", "kl")
-    found = [f"{name} {metrics[name]:.4g}" for name in names if metrics.get(name) is not None]
+    found = [f"{name} {metrics[name]:.4g}" for name in names if isinstance(metrics.get(name), int | float)]
     return "metrics      " + (", ".join(found) if found else "none recorded")
 
 

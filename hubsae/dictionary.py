@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar, Self
 
 import mlx.core as mx
@@ -12,11 +13,14 @@ from huggingface_hub import EvalResult
 
 from hubsae import identity, sparse, sparsity
 from hubsae.errors import ArtifactError, ConfigError, DataError
-from hubsae.hub import Artifact, library_version
+from hubsae.hub import Artifact, Source
+from hubsae.hub_client import library_version
 from hubsae.identity import BaseModel, Check, Difference
+from hubsae.settings import as_type
 from hubsae.sites import Site, parse_sites
 from hubsae.sparse import SparseCode
 from hubsae.sparsity import Sparsity
+from hubsae.tokens import TokenConfig
 
 FORMAT_VERSION = 1
 _SLICE_VALUES = 1 << 26
@@ -51,14 +55,22 @@ class DictionaryConfig:
     kind: str = ""
 
     def __post_init__(self):
-        for name in ("reads", "read_widths", "writes", "write_widths"):  # JSON has lists
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, kind in (("reads", str), ("read_widths", int), ("writes", str), ("write_widths", int)):
+            if not isinstance(getattr(self, name), list | tuple):
+                raise ConfigError(f"{name}: expected a list")
+            values = (as_type(value, kind, name) for value in getattr(self, name))
+            object.__setattr__(self, name, tuple(values))  # JSON has lists
+        for name in ("sparsity", "base_model", "tokens"):
+            if not isinstance(getattr(self, name), dict):
+                raise ConfigError(f"{name}: expected a table of settings")
+        identity.BaseModel.from_dict(self.base_model)
+        self.token_config()
         for sites, widths in ((self.reads, self.read_widths), (self.writes, self.write_widths)):
             if not sites or len(sites) != len(widths) or any(not isinstance(w, int) or w < 1 for w in widths):
                 raise ConfigError(f"sites {sites} with widths {widths}: each site needs one positive width")
             if len(parse_sites(sites)) != len(sites):
                 raise ConfigError(f"sites {sites}: a site stands there twice")
-        if not isinstance(self.n_features, int) or self.n_features < 1:
+        if as_type(self.n_features, int, "n_features") < 1:
             raise ConfigError(f"n_features={self.n_features!r}: expected a whole number of at least 1")
         self.rule.check(self.n_features)
         derived = kind_of(self.reads, self.writes)
@@ -72,7 +84,7 @@ class DictionaryConfig:
         if data.get("library_name") != "hubsae":
             raise ArtifactError("config.json was not written by hubsae (no library_name 'hubsae')")
         version = data.get("format_version")
-        if not isinstance(version, int) or version < 1:
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise ArtifactError(f"config.json: format_version {version!r} is not a positive number")
         if version > FORMAT_VERSION:
             raise ArtifactError(
@@ -86,12 +98,16 @@ class DictionaryConfig:
             )
         try:
             return cls(**data)
-        except (TypeError, ConfigError, KeyError) as error:
+        except (TypeError, ValueError, KeyError) as error:
             raise ArtifactError(f"config.json: {error}") from error
 
     @property
     def rule(self) -> Sparsity:
         return sparsity.from_dict(self.sparsity)
+
+    def token_config(self) -> TokenConfig:
+        """How texts become rows, as recorded."""
+        return TokenConfig(**{k: v for k, v in self.tokens.items() if k in TokenConfig.__dataclass_fields__})
 
     @property
     def read_sites(self) -> tuple[Site, ...]:
@@ -171,6 +187,7 @@ class Dictionary(Artifact, nn.Module, tags=["mechanistic-interpretability"]):
         return f"{type(self).__name__}({sites} of {self.base_model.label}, F={c.n_features}, {self.rule})"
 
     def _pre(self, x: mx.array) -> mx.array:
+        x = x if isinstance(x, mx.array) else mx.array(x)
         if x.shape[-1:] != (self.config.d_in,):
             raise DataError(
                 f"activations have shape {x.shape}; this {self.config.kind} reads {self.config.d_in} columns "
@@ -212,9 +229,10 @@ class Dictionary(Artifact, nn.Module, tags=["mechanistic-interpretability"]):
     def from_parts(cls, config: dict, arrays: dict[str, mx.array]) -> Self:
         return cls(DictionaryConfig.from_dict(config), arrays)
 
-    def save(self, path: str) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the folder `path`: config.json, model.safetensors, statistics.json, metrics.json, README.md."""
         self.save_pretrained(path)
+        self.source = Source(str(Path(path).expanduser().resolve()))
 
     def file_metadata(self) -> dict[str, str]:
         base, c = self.base_model, self.config

@@ -14,7 +14,7 @@ from hubsae.errors import DataError
 from hubsae.lm import LanguageModel, Run, padded
 from hubsae.metrics import Fidelity, Moments
 from hubsae.sites import Site, columns
-from hubsae.tokens import Chunk, TokenConfig
+from hubsae.tokens import Chunk
 
 _TOKENS_PER_PASS = 1024
 _MAX_SPLICED_ROWS = 20_000
@@ -22,7 +22,7 @@ _MAX_SPLICED_ROWS = 20_000
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Numbers of one dictionary on held-out text; `metrics.Fidelity` and `metrics.recovered` hold the formulas.
+    """Numbers of one dictionary on some texts; `metrics.Fidelity` and `metrics.recovered` hold the formulas.
 
     fvu, explained_variance, l0, dead_share, cosine: over `n_tokens` rows. density: (F,) share of rows in which each
     feature is active. ce_*: mean next-token cross-entropy in nats over `n_spliced_tokens` predictions, with the written
@@ -72,7 +72,7 @@ class Evaluation:
             ("loss recovered against the mean", f"{self.ce_recovered_mean:.4f}", "ce_recovered_mean"),
             ("KL(original || spliced)", f"{self.kl:.4f} nats", "kl"),
         ]
-        lines = [f"held-out: {self.n_tokens:,} tokens of {self.n_documents:,} documents"]
+        lines = [f"on {self.n_tokens:,} tokens of {self.n_documents:,} documents"]
         for label, value, name in rows:
             low_high = self.intervals.get(name)
             interval = f"  [{low_high[0]:.4f}, {low_high[1]:.4f}]" if low_high else ""
@@ -103,12 +103,12 @@ def evaluate(
     *,
     max_rows: int = 50_000,
     max_spliced_rows: int = _MAX_SPLICED_ROWS,
+    text_column: str = "text",
 ) -> Evaluation:
     """Judge a dictionary on texts that it was not trained on; reads at most `max_rows` tokens that count."""
-    recorded = {k: v for k, v in dictionary.config.tokens.items() if k in TokenConfig.__dataclass_fields__}
-    config = TokenConfig(**recorded)
+    config = dictionary.config.token_config()
     stream = tokens.chunks(
-        tokens.iterate_texts(texts, config.text_column),
+        tokens.iterate_texts(texts, text_column),
         model.tokenizer,
         config,
         config.context_for(model.max_positions),
@@ -172,7 +172,7 @@ def _fidelity(dictionary: Dictionary, model: LanguageModel, chunks: Sequence[Chu
     same = c.reads == c.writes and len(sites) == len(c.reads)
     fidelity = Fidelity(dictionary.n_features)
     parts: dict[int, list] = {}
-    for group in groups(chunks, 64):
+    for group in groups(chunks, sum(model.width(site) for site in sites)):
         block = harvest(model, sites, group)
         x = block.rows if same else block.rows[:, reads]
         y = x if same else block.rows[:, writes]

@@ -55,11 +55,13 @@ class Example:
 def encode_chunks(dictionary: Dictionary, model: LanguageModel, chunks: Sequence[Chunk]) -> Codes:
     """The codes of all rows of the chunks, one pass of the model, sparse throughout."""
     matrices, chunk_of, positions = [], [], []
-    for start, group in zip(range(0, len(chunks), 64), groups(chunks, 64), strict=True):
+    start = 0
+    for group in groups(chunks, dictionary.config.d_in):
         block = harvest(model, dictionary.config.read_sites, group)
         matrices += [code.csr for _, code in dictionary.encode_slices(block.rows)]
         chunk_of.append(block.chunk + start)
         positions.append(block.position)
+        start += len(group)
     if not matrices:
         raise DataError("no texts with tokens that count, so no feature can be looked at")
     matrix = scipy.sparse.vstack(matrices, format="csr")

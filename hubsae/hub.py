@@ -4,21 +4,21 @@ The only room that writes artifact folders or talks to the Hub. An artifact is t
 torch: the same methods with the same signatures, on top of `huggingface_hub.ModelHubMixin`.
 """
 
-import contextlib
+import glob
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Self
 
+import jinja2
 import mlx.core as mx
 import mlx.nn as nn
-from httpx2 import HTTPError
-from huggingface_hub import CommitInfo, EvalResult, HfApi, ModelCard, ModelHubMixin, hf_hub_download, snapshot_download
+from huggingface_hub import CommitInfo, EvalResult, HfApi, ModelCard, ModelHubMixin, hf_hub_download
 from huggingface_hub import errors as hf
 
 from hubsae import render
 from hubsae.errors import ArtifactError, ConfigError, HubError
+from hubsae.hub_client import http_reason, hub_api, hub_errors, library_version, local_folder, snapshot
 from hubsae.store import (
     CARD,
     CONFIG,
@@ -42,97 +42,6 @@ class Source:
 
     def __str__(self) -> str:
         return f"{self.name}@{self.revision[:8]}" if self.revision else self.name
-
-
-def library_version() -> str:
-    """The installed version of hubsae."""
-    import importlib.metadata
-
-    return importlib.metadata.version("hubsae")
-
-
-def hub_api(token: str | bool | None = None) -> HfApi:
-    """The Hub client, introduced as hubsae."""
-    return HfApi(token=token, library_name="hubsae", library_version=library_version())
-
-
-@contextlib.contextmanager
-def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
-    """Context that turns what the Hub client raises about `repo_id` into a `HubError` that says what to do."""
-    at = f"{repo_id}@{revision}" if revision else repo_id
-    try:
-        yield
-    except hf.GatedRepoError as error:
-        raise HubError(f"{at}: this repository is gated; ask for access on its page, then `hf auth login`") from error
-    except hf.RepositoryNotFoundError as error:
-        raise HubError(
-            f"{at}: no such repository, or it is private and this token cannot see it; check the name "
-            "(owner/name), or run `hf auth login` with a token that may read it"
-        ) from error
-    except hf.RevisionNotFoundError as error:
-        raise HubError(f"{at}: the repository exists, but it has no revision {revision!r}") from error
-    except (hf.OfflineModeIsEnabled, hf.RevisionResolutionError, hf.LocalEntryNotFoundError) as error:
-        raise HubError(
-            f"{at}: not in the local cache, and the Hub was not asked or could not be reached "
-            "(HF_HUB_OFFLINE, local_files_only, or no network); load it once while online"
-        ) from error
-    except hf.HFValidationError as error:
-        raise HubError(
-            f"{repo_id!r} is neither an existing folder nor a repository id (owner/name): {error}"
-        ) from error
-    except hf.HfHubHTTPError as error:
-        raise HubError(f"{at}: {_http_reason(error)}") from error
-    except (ConnectionError, HTTPError) as error:  # what the client's transport raises
-        raise HubError(
-            f"{at}: no answer from the Hub ({error}); what was sent may have arrived all the same. "
-            "Try again: an unchanged push makes no commit"
-        ) from error
-
-
-def _http_reason(error: hf.HfHubHTTPError) -> str:
-    status = error.response.status_code if error.response is not None else None
-    reasons = {
-        401: "the Hub does not accept this token; run `hf auth login`, or unset HF_TOKEN",
-        403: "this token may not do that; use one with write access to this namespace",
-        412: "the repository changed while this was being sent (or an answer was lost and the commit is there "
-        "already); nothing was overwritten. Look at it and push again: an unchanged push makes no commit",
-        429: "the Hub asks to slow down (429); try again in a few minutes",
-    }
-    detail = str(error.server_message or error).splitlines()
-    return f"{reasons.get(status or 0, f'the Hub answered {status}')} [{detail[0] if detail else status}]"
-
-
-def snapshot(
-    repo_id: str,
-    *,
-    revision: str | None = None,
-    allow_patterns: list[str],
-    what: str,
-    force_download: bool = False,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-) -> Path:
-    """The cached folder of `repo_id` at one commit, with the files that match `allow_patterns`."""
-    with hub_errors(repo_id, revision):
-        try:
-            return Path(
-                snapshot_download(
-                    repo_id,
-                    revision=revision,
-                    allow_patterns=list(allow_patterns),
-                    force_download=force_download,
-                    token=token,
-                    cache_dir=cache_dir,
-                    local_files_only=local_files_only,
-                    library_name="hubsae",
-                    library_version=library_version(),
-                )
-            )
-        except hf.EntryNotFoundError as error:
-            if isinstance(error, hf.LocalEntryNotFoundError):
-                raise
-            raise HubError(f"{repo_id}: this {what} misses a file: {error}") from error
 
 
 class Artifact(ModelHubMixin, library_name="hubsae"):
@@ -206,19 +115,18 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
         Everything is written beside the folder first, so that an error leaves it as it was. A card that people edited
         keeps its text ("merge"), everything ("keep") or nothing ("replace").
         """
-        target = Path(save_directory).expanduser()
-        if target.is_file():
-            raise ArtifactError(f"{target} is a file; give a folder to save to")
+        target = check_target(save_directory)
         values = {"repo_id": repo_id or target.name, **(model_card_kwargs or {})}
-        with staged(target.absolute()) as stage:
+        own = asdict(self.config)
+        if config is not None and (config if isinstance(config, dict) else asdict(config)) != own:
+            raise ConfigError("config differs from this artifact's own, which its arrays belong to; leave it out")
+        with staged(target, whole=(STATISTICS, METRICS)) as stage:
             self._save_pretrained(stage)
-            if not (stage / CONFIG).exists():
-                chosen = self.config if config is None else config
-                write_json(stage / CONFIG, chosen if isinstance(chosen, dict) else asdict(chosen))
+            write_json(stage / CONFIG, own)
             for name, content in ((STATISTICS, self.statistics), (METRICS, self.metrics)):
                 if content:
                     write_json(stage / name, content)
-            old = (target / CARD).read_text(encoding="utf-8") if (target / CARD).is_file() else None
+            old = read_card(target / CARD) if (target / CARD).is_file() else None
             text = render.merge(old, str(self.generate_model_card(**values)), card)
             (stage / CARD).write_text(text, encoding="utf-8")
         if push_to_hub:
@@ -235,13 +143,20 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
         """The card, signed: rendered from config, statistics and metrics alone."""
         from huggingface_hub import ModelCardData
 
-        values = {"config": self.config, "metrics": self.metrics, "statistics": self.statistics, **self.card_values()}
+        values = {"config": self.config, "metrics": self.metrics, "statistics": self.statistics}
         values |= {"repo_id": "path/to/this/folder", **kwargs}
-        metadata = {**self._hub_mixin_info.model_card_data.to_dict(), **self.card_metadata()}  # copies: one per class
-        if results := self.card_results():
-            metadata |= {"eval_results": results, "model_name": str(values["repo_id"]).split("/")[-1]}
-        data = ModelCardData(**metadata)
-        body = render.fill(self.card_template, values)
+        try:
+            metadata = {
+                **self._hub_mixin_info.model_card_data.to_dict(),
+                **self.card_metadata(),
+            }  # the class's is shared
+            if results := self.card_results():
+                metadata |= {"eval_results": results, "model_name": str(values["repo_id"]).split("/")[-1]}
+            data = ModelCardData(**metadata)
+            values = {**self.card_values(), **values}
+            body = render.fill(self.card_template, values)
+        except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError) as error:
+            raise ArtifactError(f"no card can be made of this config, statistics and metrics: {error}") from error
         return ModelCard(render.sign(f"---\n{data.to_yaml()}\n---\n\n{body}"))
 
     @classmethod
@@ -261,6 +176,7 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
 
         Raises `HubError` (missing, private, gated, offline ...) and `ArtifactError` (not ours, damaged, newer format).
         """
+        local_folder(pretrained_model_name_or_path)  # refuses what is neither a path nor a name
         return cls._from_pretrained(
             model_id=str(pretrained_model_name_or_path),
             revision=revision,
@@ -288,12 +204,13 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
         if model_kwargs:
             raise ConfigError(f"{cls.__name__}.from_pretrained does not take {', '.join(sorted(model_kwargs))}")
         inside = _inside(subfolder)
-        if Path(model_id).expanduser().is_dir():
+        local = local_folder(model_id)
+        if local is not None:
             if revision is not None:
                 raise ConfigError(f"{model_id} is a local folder: revision={revision!r} needs a repository id")
-            folder, source = Path(model_id).expanduser() / inside, Source(str(Path(model_id) / inside))
+            folder, source = local / inside, Source(str(local / inside))
         else:
-            names = [str(PurePosixPath(inside, name)) for name in (CONFIG, WEIGHTS, STATISTICS, METRICS)]
+            names = [glob.escape(str(PurePosixPath(inside, name))) for name in (CONFIG, WEIGHTS, STATISTICS, METRICS)]
             root = snapshot(
                 model_id,
                 revision=revision,
@@ -316,7 +233,7 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
                 raise ArtifactError(
                     f"{source}: no {name}, so this is no folder that hubsae wrote"
                     + (f"; it holds {there}" if there else "")
-                    + ". For a dictionary inside a larger repository give subfolder=..."
+                    + ". If it stands inside a larger repository, subfolder=... has to name its folder"
                 )
         try:
             artifact = cls.from_parts(read_json(folder / CONFIG), read_arrays(folder / WEIGHTS))
@@ -359,6 +276,8 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
             if branch:
                 api.create_branch(repo_id, branch=branch, exist_ok=True)
             info = api.model_info(repo_id, revision=branch)
+            if private and not info.private:
+                raise HubError(f"{repo_id} exists and is public; private=True does not change that. Nothing was sent")
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(temporary, "artifact")
                 folder.mkdir()
@@ -377,23 +296,55 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
                     revision=branch,
                     create_pr=create_pr,
                     parent_commit=info.sha,
-                    allow_patterns=_copy(allow_patterns),
-                    ignore_patterns=_copy(ignore_patterns),
-                    delete_patterns=_copy(delete_patterns),
+                    allow_patterns=_as_list(allow_patterns) or None,
+                    ignore_patterns=_as_list(ignore_patterns) or None,
+                    delete_patterns=[*_as_list(delete_patterns), *_absent(folder)] or None,
                 )
             if tag:
-                api.create_tag(repo_id, tag=tag, revision=commit.oid)
+                _tag(api, repo_id, tag, commit.oid)
         return commit
 
 
 def _card_to_keep(candidates: list[Path]) -> str | None:
     """The first card that people edited, else the first one there is."""
-    texts = [path.read_text(encoding="utf-8") for path in candidates if path.is_file()]
+    texts = [read_card(path) for path in candidates if path.is_file()]
     return next((text for text in texts if render.is_edited(text)), texts[0] if texts else None)
 
 
-def _copy(patterns: list[str] | str | None) -> list[str] | str | None:
-    return list(patterns) if isinstance(patterns, list) else patterns  # the client extends the caller's list
+def _as_list(patterns: list[str] | str | None) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else list(patterns or [])  # the client extends the caller's list
+
+
+def _absent(folder: Path) -> list[str]:
+    """Files that an artifact may have and this one has not: an earlier version's must not stay behind."""
+    return [name for name in (STATISTICS, METRICS) if not (folder / name).exists()]
+
+
+def _tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:
+    try:
+        api.create_tag(repo_id, tag=tag, revision=commit)
+    except hf.HfHubHTTPError as error:
+        why = http_reason(error)
+        raise HubError(f"{repo_id}: commit {commit[:8]} was made, but not tagged {tag!r}: {why}") from error
+
+
+def check_target(folder: str | Path) -> Path:
+    """The folder to save to, absolute; `ArtifactError` where it is a file, of another library, or not writable."""
+    if not isinstance(folder, str | Path) or not str(folder):
+        raise ConfigError(f"{folder!r}: expected the path of a folder to save to")
+    target = Path(folder).expanduser().absolute()
+    if target.is_file():
+        raise ArtifactError(f"{target} is a file; give a folder to save to")
+    path = target / CONFIG
+    if path.is_file() and read_json(path).get("library_name") != "hubsae":
+        raise ArtifactError(f"{target} holds a config.json of something else (a model?); give another folder")
+    with staged(target):
+        return target
+
+
+def read_card(path: Path) -> str:
+    """A card's text; what is no UTF-8 in it is shown as a question mark."""
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _inside(subfolder: str | None) -> PurePosixPath:

@@ -60,9 +60,17 @@ class BaseModel:
 
     @classmethod
     def from_dict(cls, data: dict | None) -> "BaseModel":
-        """From a config's `base_model` entry; keys that are not ours are dropped."""
-        names = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in (data or {}).items() if key in names})
+        """From a config's `base_model` entry; keys that are not ours are dropped, `ConfigError` for other types."""
+        known = {f.name: f.type for f in fields(cls)}
+        found = {key: value for key, value in (data or {}).items() if key in known and value is not None}
+        for key, value in found.items():
+            kind = dict if key in ("files", "quantization") else int if known[key] == int | None else str
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ConfigError(f"base_model, {key}: expected {kind.__name__}, found {type(value).__name__}")
+        for name, ids in found.get("files", {}).items():
+            if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):
+                raise ConfigError(f"base_model, files, {str(name)[:80]}: expected a list of file ids")
+        return cls(**found)
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -98,7 +106,7 @@ def compare(recorded: BaseModel, found: BaseModel) -> list[Difference]:
     for name, label in _STRUCTURE.items():
         note(label, getattr(recorded, name), getattr(found, name), "error")
     both_known = recorded.model_type and found.model_type  # no quantisation is a statement then
-    if both_known and recorded.quantization != found.quantization:
+    if both_known and not _same_quantization(recorded.quantization, found.quantization):
         a, b = (_quantization(q) for q in (recorded.quantization, found.quantization))
         out.append(Difference("quantisation", a, b, "warning"))
     out += _compare_files(recorded.files, found.files)
@@ -111,10 +119,17 @@ def compare(recorded: BaseModel, found: BaseModel) -> list[Difference]:
     return sorted(out, key=lambda d: order.index(d.severity))
 
 
+def _same_quantization(a: dict | None, b: dict | None) -> bool:
+    """Equal in what both sides say: a model in memory does not know all that its file says."""
+    if not a or not b:
+        return not a and not b
+    return all(a[key] == b[key] for key in a.keys() & b.keys())
+
+
 def _quantization(value: dict | None) -> str:
     if not value:
         return "none"
-    return f"{value.get('bits')}-bit, groups of {value.get('group_size')}" if "bits" in value else str(value)
+    return ", ".join(f"{key} {value[key]}" for key in sorted(value))
 
 
 def _compare_files(recorded: dict[str, list[str]], found: dict[str, list[str]]) -> list[Difference]:

@@ -120,7 +120,7 @@ class LanguageModel:
             repo_id=checkpoint.repo_id if checkpoint else None,
             revision=checkpoint.revision if checkpoint else None,
             requested_revision=checkpoint.requested_revision if checkpoint else None,
-            architecture=next(iter(config.get("architectures") or []), None),
+            architecture=next((a for a in config.get("architectures") or () if isinstance(a, str)), None),
             model_type=config.get("model_type") or getattr(args, "model_type", None),
             hidden_size=self.hidden_size,
             n_layers=self.n_layers,
@@ -149,7 +149,7 @@ class LanguageModel:
         """
         from mlx_lm.models.cache import make_prompt_cache
 
-        tokens = self._checked_tokens(tokens)
+        tokens = self._checked_tokens(tokens, _offset(cache))
         sites = parse_sites(read)
         edits = {Site.parse(site): function for site, function in (edit or {}).items()}
         stop = not logits and bool(sites) and cache is None and not self._probe.looped
@@ -164,7 +164,7 @@ class LanguageModel:
             raise SiteError(f"{missed[0]}: this model has the module, but its forward pass never calls it")
         return Run(out, taps.values)
 
-    def _checked_tokens(self, tokens: Any) -> mx.array:
+    def _checked_tokens(self, tokens: Any, before: int = 0) -> mx.array:
         ids = np.asarray(tokens)
         if ids.ndim == 1:
             ids = ids[None]
@@ -173,6 +173,11 @@ class LanguageModel:
         if ids.min() < 0 or ids.max() >= self.vocab_size:  # MLX does not check, and reads past the table
             raise DataError(
                 f"token id {ids.min() if ids.min() < 0 else ids.max()}: ids go from 0 to {self.vocab_size - 1}"
+            )
+        if self.max_positions is not None and before + ids.shape[1] > self.max_positions:
+            raise DataError(
+                f"{before + ids.shape[1]:,} tokens: this model has only {self.max_positions:,} positions; "
+                "cut the text, or ask for fewer new tokens"
             )
         return mx.array(ids.astype(np.int32))
 
@@ -192,8 +197,8 @@ class LanguageModel:
     def trace(self, text: str | Sequence[str], interventions: Interventions | None = None) -> "Trace":
         """A forward pass over one text or several, for use as `with model.trace("...") as trace:`."""
         texts = [text] if isinstance(text, str) else list(text)
-        if not texts:
-            raise DataError("trace needs at least one text")
+        if not texts or not all(isinstance(t, str) for t in texts):
+            raise DataError("trace needs at least one text, and texts only")
         return Trace(self, [self.encode(t) for t in texts], dict(interventions or {}))
 
     def generate(
@@ -213,11 +218,14 @@ class LanguageModel:
         from mlx_lm.sample_utils import make_sampler
 
         ids = self.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
-        self._checked_tokens(ids)
         if max_tokens < 1:
             raise ConfigError(f"max_tokens={max_tokens}: expected at least 1")
+        if temperature < 0:
+            raise ConfigError(f"temperature={temperature}: expected 0 or more")
+        self._checked_tokens(ids, before=max_tokens - 1)
         edits = {Site.parse(site): function for site, function in (interventions or {}).items()}
-        mx.random.seed(seed)
+        if temperature:
+            mx.random.seed(seed)
         with Taps(self.layers, (), edits) as taps:
             steps = stream_generate(
                 self.model, self.tokenizer, ids, max_tokens=max_tokens, sampler=make_sampler(temperature)
@@ -229,6 +237,9 @@ class LanguageModel:
 
     def get_token_predictions(self, logits: mx.array, top_k: int = 10) -> list[TokenPrediction]:
         """The likeliest next tokens by logits (V,), (length, V) or (1, length, V); of several positions the last."""
+        logits = logits if isinstance(logits, mx.array) else mx.array(logits)
+        if not 1 <= logits.ndim <= 3:
+            raise DataError(f"logits of shape {logits.shape}: expected 1 to 3 axes")
         last = logits.reshape(-1, logits.shape[-1])[-1].astype(mx.float32)
         if logits.shape[-1] != self.vocab_size or (logits.ndim == 3 and logits.shape[0] != 1) or logits.ndim > 3:
             raise DataError(
@@ -256,6 +267,8 @@ class Trace:
     tokens: mx.array = field(init=False)
 
     def __post_init__(self):
+        with Taps(self.model.layers, (), {Site.parse(s): f for s, f in self.interventions.items()}):
+            pass  # refuses what no model has, before anything is computed
         self.lengths = tuple(len(ids) for ids in self.token_ids)
         self.tokens = mx.array(padded(self.token_ids))
         self.activations = Activations(self)
@@ -357,9 +370,15 @@ def _has(layer: nn.Module, site: Site) -> bool:
     return True
 
 
+def _offset(cache: Any) -> int:
+    """Tokens that a cache holds already."""
+    offsets = [getattr(layer, "offset", 0) for layer in cache or ()]
+    return max((offset for offset in offsets if isinstance(offset, int)), default=0)
+
+
 def _quantization(model: nn.Module) -> dict | None:
     """Settings of the first quantised module of a model object, None where there is none."""
     for module in model.modules():
         if hasattr(module, "scales") and hasattr(module, "bits"):
-            return {"bits": module.bits, "group_size": module.group_size}  # type: ignore[attr-defined]
+            return {key: getattr(module, key) for key in ("bits", "group_size", "mode") if hasattr(module, key)}
     return None

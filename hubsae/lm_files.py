@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from hubsae import backend, hub
+from hubsae import backend, hub_client
 from hubsae.errors import ModelError
 
 
@@ -32,17 +32,17 @@ class Checkpoint:
 
 def locate(source: str | Path, revision: str | None = None) -> Checkpoint:
     """The checkpoint of a local folder or a repository id; an existing folder wins over a repository of that name."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
+    folder = hub_client.local_folder(source)
+    if folder is not None:
         if revision is not None:
             raise ModelError(f"{source}: this is a local folder; revision={revision!r} only works with a repository id")
         if not (folder / "config.json").is_file():
             raise ModelError(f"{source}: no config.json in this folder; it holds {_listing(folder)}")
-        return Checkpoint(folder.resolve(), revision=_local_dir_commit(folder))
+        return Checkpoint(folder, revision=_local_dir_commit(folder))
     with _mlx_lm():
         from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
     patterns = [p for p in DEFAULT_ALLOW_PATTERNS if p != "*.py"]  # no code from repositories
-    folder = hub.snapshot(str(source), revision=revision, allow_patterns=patterns, what="language model")
+    folder = hub_client.snapshot(str(source), revision=revision, allow_patterns=patterns, what="language model")
     commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
     if not (folder / "config.json").is_file():
         raise ModelError(f"{source}: no config.json in this repository; it is no language model that mlx-lm can load")
@@ -72,8 +72,10 @@ def load(checkpoint: Checkpoint) -> tuple[nn.Module, Any, dict]:
     name = checkpoint.repo_id or str(folder)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{name}: config.json is not valid JSON ({error})") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ModelError(f"{name}: config.json names no model_type, so it is no language model that mlx-lm can load")
     if not any(folder.glob("model*.safetensors")):
         others = ", ".join(sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".gguf", ".npz")))
         raise ModelError(
@@ -82,7 +84,7 @@ def load(checkpoint: Checkpoint) -> tuple[nn.Module, Any, dict]:
         )
     try:
         model, _ = load_model(folder, model_config=mend_config(config), get_model_classes=_classes)
-    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError, OSError) as error:
         raise ModelError(
             f"{name} (model_type {config.get('model_type')!r}): mlx-lm cannot load this model: {error}"
         ) from error

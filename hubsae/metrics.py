@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import scipy.special
 
+_MIN_UNITS = 10
+
 
 @dataclass
 class Moments:
@@ -123,10 +125,10 @@ def bootstrap_interval(
     """Percentile interval of `statistic(column sums)` when units (rows of `sums`, e.g. documents) are drawn anew.
 
     sums (units, c): additive sums of each unit. Tokens of one document hang together, so units are whole documents
-    (Efron and Tibshirani 1993, chapter 13). nan, nan with fewer than two units, or if it is never defined.
+    (Efron and Tibshirani 1993, chapter 13). nan, nan with fewer than 10 units, or if it is never defined.
     """
     units = len(sums)
-    if units < 2:
+    if units < _MIN_UNITS:
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(units, np.full(units, 1 / units), size=n_draws)

@@ -6,6 +6,7 @@ from typing import Self
 
 from hubsae import sparsity
 from hubsae.errors import ConfigError
+from hubsae.settings import check_types
 from hubsae.sparsity import SPARSITIES, Sparsity
 
 MIN_STEPS = 100
@@ -44,6 +45,7 @@ class SAEConfig:
     seed: int = 42
 
     def __post_init__(self):
+        check_types(self)
         rules: dict[str, tuple[bool, str]] = {
             "expansion_factor": (self.expansion_factor >= 1, "at least 1"),
             "sparsity": (self.sparsity in SPARSITIES, f"one of {', '.join(sorted(SPARSITIES))}"),
@@ -58,6 +60,7 @@ class SAEConfig:
             "aux_coefficient": (self.aux_coefficient >= 0, "0 or more"),
             "aux_k": (self.aux_k is None or self.aux_k >= 1, "at least 1, or None"),
             "dead_after_rows": (self.dead_after_rows is None or self.dead_after_rows >= 1, "at least 1, or None"),
+            "seed": (0 <= self.seed < 2**32, "a number from 0 to 4294967295"),
             "validation_split": (0 <= self.validation_split < 1, "a share from 0 to below 1"),
         }
         for name, (fine, expected) in rules.items():

@@ -34,6 +34,8 @@ class Site:
     component: str = "residual"
 
     def __post_init__(self):
+        if not isinstance(self.layer, int) or isinstance(self.layer, bool) or not isinstance(self.component, str):
+            raise SiteError(f"Site({self.layer!r}, {self.component!r}): expected a number and a component name")
         component = _ALIASES.get(self.component, self.component)
         if not _PATH.fullmatch(component):
             raise SiteError(
@@ -49,9 +51,11 @@ class Site:
         """`"layers.10.mlp"` -> `Site(10, "mlp")`; a prefix such as `model.model.` is accepted and dropped."""
         if isinstance(text, Site):
             return text
-        match = _TEXT.fullmatch(text)
-        if not match:
-            raise SiteError(f"{text!r} is no site; write 'layers.<number>.<component>', for example 'layers.10.mlp'")
+        match = _TEXT.fullmatch(text) if isinstance(text, str) and len(text) < 1000 else None
+        if not match or len(match[1]) > 6:
+            raise SiteError(
+                f"{str(text)[:80]!r} is no site; write 'layers.<number>.<component>', for example 'layers.10.mlp'"
+            )
         return cls(int(match[1]), match[2] or "residual")
 
     @property

@@ -87,7 +87,7 @@ def decode(code: SparseCode, W_dec: mx.array) -> mx.array:
     """Sparse code times W_dec (F, d) -> (..., d)."""
     if backend.is_cpu():
         product = code.csr @ np.array(W_dec.astype(mx.float32), copy=False)
-        return mx.array(product).reshape(*code.shape[:-1], W_dec.shape[1])
+        return mx.array(product).astype(W_dec.dtype).reshape(*code.shape[:-1], W_dec.shape[1])
     flat_indices, flat_values = (a.reshape(-1, a.shape[-1]) for a in (code.indices, code.values))
     rows_at_once = max(1, (1 << 26) // (flat_indices.shape[1] * W_dec.shape[1]))
     parts = [

@@ -44,7 +44,7 @@ class TopK(Sparsity):
     name: ClassVar[str] = "topk"
 
     def __post_init__(self):
-        if not isinstance(self.k, int) or self.k < 1:
+        if not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 1:
             raise ConfigError(f"k={self.k!r}: expected a whole number of at least 1")
 
     def check(self, n_features: int) -> None:

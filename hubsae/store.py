@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,13 +18,14 @@ WEIGHTS = "model.safetensors"
 STATISTICS = "statistics.json"
 METRICS = "metrics.json"
 CARD = "README.md"
+_STAGE = ".writing-"
 
 
 def read_json(path: Path) -> dict:
     """A JSON object from a file, or `ArtifactError`."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ArtifactError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(data, dict):
         raise ArtifactError(f"{path}: expected a JSON object, found a {type(data).__name__}")
@@ -49,8 +51,8 @@ def read_arrays(path: Path) -> dict[str, mx.array]:
         arrays = mx.load(str(path))
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ArtifactError(f"{path}: not a valid safetensors file ({error})") from error
-    assert isinstance(arrays, dict)
-    assert set(arrays) == names
+    if not isinstance(arrays, dict) or set(arrays) != names:
+        raise ArtifactError(f"{path}: two readers disagree about the arrays in this file")
     return arrays
 
 
@@ -63,20 +65,37 @@ def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, st
 
 
 @contextlib.contextmanager
-def staged(target: Path) -> Iterator[Path]:
-    """Context: an empty folder beside `target`; on a clean exit its files replace those of the same name there.
+def staged(target: Path, whole: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Context: an empty folder inside `target`; on a clean exit its files replace those of the same name in `target`.
 
     Each file is replaced atomically and config.json last, so that a reader never sees a half-written file and an error
-    inside the context leaves `target` as it was.
+    inside the context leaves `target` as it was. Of the names in `whole`, those that were not written are removed:
+    they belong to what stood there before. Raises `ArtifactError` where nothing can be written.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    new = not target.exists()
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        _clear_stages(target)
+        stage = Path(tempfile.mkdtemp(prefix=_STAGE, dir=target))
+    except OSError as error:
+        raise ArtifactError(f"{target}: cannot write a folder there ({error})") from error
     try:
         yield stage
-        target.mkdir(exist_ok=True)
+        for name in whole:
+            if not (stage / name).exists():
+                (target / name).unlink(missing_ok=True)
         files = [p.relative_to(stage) for p in sorted(stage.rglob("*")) if p.is_file()]
         for relative in sorted(files, key=lambda p: p.name == CONFIG):
             (target / relative).parent.mkdir(parents=True, exist_ok=True)
             os.replace(stage / relative, target / relative)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        if new and not any(target.iterdir()):
+            target.rmdir()
+
+
+def _clear_stages(target: Path) -> None:
+    """Remove what writers left behind that were killed more than an hour ago."""
+    for old in target.glob(_STAGE + "*"):
+        if time.time() - old.stat().st_mtime > 3600:
+            shutil.rmtree(old, ignore_errors=True)

@@ -81,13 +81,10 @@ def _tapped(cls: type) -> type:
     """A subclass of `cls` whose `__call__` goes through the taps stored on the instance."""
 
     def __call__(self, *args, **kwargs):
-        taps = [tap for tap in self.__dict__.get(_KEY, ()) if tap.thread == threading.get_ident()]
-        for tap in taps:
-            args, kwargs = tap.before(args, kwargs)
-        result = cls.__call__(self, *args, **kwargs)  # type: ignore[operator]
-        for tap in taps:
-            result = tap.after(result)
-        return result
+        here = threading.get_ident()
+        taps = [tap for tap in self.__dict__.get(_KEY, ()) if tap.thread == here and not tap.owner.editing]
+        args, kwargs = _before(taps, args, kwargs)
+        return _after(taps, cls.__call__(self, *args, **kwargs))  # type: ignore[operator]
 
     return type(cls.__name__, (cls,), {"__call__": __call__, "__module__": cls.__module__, "_hubsae_original": cls})
 
@@ -104,35 +101,45 @@ def _activation_parameter(cls: type) -> tuple[int, str]:
     return names.index(name), name
 
 
+def _visit(taps: list["_Tap"], value: mx.array, is_input: bool) -> mx.array:
+    """All edits of all open contexts, then all reads: what is read is what the model goes on with."""
+    for tap in taps:
+        for site in tap.sites[is_input]:
+            value = tap.owner.edit(site, value)
+    for tap in taps:
+        for site in tap.sites[is_input]:
+            tap.owner.read(site, value)
+    return value
+
+
+def _before(taps: list["_Tap"], args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    taps = [tap for tap in taps if tap.sites[True]]
+    if not taps:
+        return args, kwargs
+    name, position = taps[0].name, taps[0].position
+    if name in kwargs:
+        return args, {**kwargs, name: _visit(taps, kwargs[name], True)}
+    if position >= len(args):
+        raise SiteError(f"{taps[0].sites[True][0]}: the model calls this module without activations")
+    return (*args[:position], _visit(taps, args[position], True), *args[position + 1 :]), kwargs
+
+
+def _after(taps: list["_Tap"], result: Any) -> Any:
+    taps = [tap for tap in taps if tap.sites[False]]
+    if not taps:
+        return result
+    if isinstance(result, tuple):
+        return (_visit(taps, result[0], False), *result[1:])
+    return _visit(taps, result, False)
+
+
 class _Tap:
-    """What one open context does at one module: its input edit and read, its output edit and read."""
+    """What one open context does at one module: its sites at the input (True) and at the output (False)."""
 
     def __init__(self, module: nn.Module, owner: "Taps"):
         self.module, self.owner, self.thread = module, owner, threading.get_ident()
         self.sites: dict[bool, list[Site]] = {True: [], False: []}
         self.position, self.name = _activation_parameter(_original(module))
-
-    def before(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        if not self.sites[True]:
-            return args, kwargs
-        if self.name in kwargs:
-            return args, {**kwargs, self.name: self._visit(kwargs[self.name], True)}
-        if self.position >= len(args):
-            raise SiteError(f"{self.sites[True][0]}: the model calls this module without activations")
-        new = self._visit(args[self.position], True)
-        return (*args[: self.position], new, *args[self.position + 1 :]), kwargs
-
-    def after(self, result: Any) -> Any:
-        if not self.sites[False]:
-            return result
-        if isinstance(result, tuple):
-            return (self._visit(result[0], False), *result[1:])
-        return self._visit(result, False)
-
-    def _visit(self, value: mx.array, is_input: bool) -> mx.array:
-        for site in self.sites[is_input]:
-            value = self.owner.visit(site, value)
-        return value
 
 
 class Taps:
@@ -153,9 +160,13 @@ class Taps:
         stop: bool = False,
     ):
         self._layers, self._reads, self._edits = layers, frozenset(reads), dict(edits or {})
+        for site, function in self._edits.items():
+            if not callable(function):
+                raise SiteError(f"{site}: an intervention has to be a function, not a {type(function).__name__}")
         self._expect_shape, self._stop = expect_shape, stop
         self.values: dict[Site, mx.array] = {}
         self.visits: dict[Site, int] = {}
+        self.editing = False
         self._taps: list[_Tap] = []
 
     def __enter__(self) -> "Taps":
@@ -168,6 +179,9 @@ class Taps:
             if tap is None:
                 tap = found[id(module)] = _Tap(module, self)
             tap.sites[site.is_input].append(site)
+            twice = [s for s in tap.sites[site.is_input] if s in self._edits]
+            if len(twice) > 1:
+                raise SiteError(f"{twice[0]} and {twice[1]} are the same place, and each has an intervention; give one")
         for tap in found.values():
             module = tap.module
             if type(module) is _original(module):
@@ -187,8 +201,8 @@ class Taps:
                 tap.module.__class__ = _original(tap.module)
                 del tap.module.__dict__[_KEY]
 
-    def visit(self, site: Site, value: mx.array) -> mx.array:
-        """Edit, then read `value` at `site`; called from inside the forward pass."""
+    def edit(self, site: Site, value: mx.array) -> mx.array:
+        """`value` at `site` as this context leaves it; called from inside the forward pass."""
         shape = value.shape
         if self._expect_shape and (value.ndim != 3 or shape[:2] != self._expect_shape):
             raise SiteError(
@@ -196,14 +210,21 @@ class Taps:
                 f"{self._expect_shape} tokens; this architecture cannot be read at this site"
             )
         self.visits[site] = self.visits.get(site, 0) + 1
-        if site in self._edits:
+        if site not in self._edits:
+            return value
+        self.editing = True  # a pass that the edit itself makes is not ours
+        try:
             edited = self._edits[site](value[...])  # a snapshot: models change arrays in place
-            if not isinstance(edited, mx.array) or edited.shape != shape:
-                found = edited.shape if isinstance(edited, mx.array) else type(edited).__name__
-                raise SiteError(f"{site}: an intervention has to return an array of shape {shape}, this gave {found}")
-            value = edited.astype(value.dtype)
+        finally:
+            self.editing = False
+        if not isinstance(edited, mx.array) or edited.shape != shape:
+            found = edited.shape if isinstance(edited, mx.array) else type(edited).__name__
+            raise SiteError(f"{site}: an intervention has to return an array of shape {shape}, this gave {found}")
+        return edited.astype(value.dtype)
+
+    def read(self, site: Site, value: mx.array) -> None:
+        """Keep `value` if `site` is read; ends the pass after the last one where that was asked for."""
         if site in self._reads:
             self.values[site] = value[...]
             if self._stop and len(self.values) == len(self._reads):
                 raise AllRead
-        return value

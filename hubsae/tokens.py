@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hubsae.errors import ConfigError, DataError
+from hubsae.settings import check_types
 
 _TEXTS_AT_ONCE = 256
 _LONG_DOCUMENT = 4  # chunks; longer documents are split between training and held-out by chunk
@@ -32,6 +33,7 @@ class TokenConfig:
     text_column: str = "text"
 
     def __post_init__(self):
+        check_types(self)
         if self.context_size is not None and self.context_size < 2:
             raise ConfigError(f"context_size={self.context_size}: expected at least 2 tokens")
         if self.skip_positions < 0:
@@ -85,8 +87,12 @@ def read_texts(name: str | Path, *, split: str = "train", subset: str | None = N
     """Texts from a file (.txt: one a line; .jsonl, .json, .csv, .parquet: rows) or a dataset repository, streamed."""
     path = Path(name).expanduser()
     if path.is_file() and path.suffix == ".txt":
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeError as error:
+            raise DataError(f"{path}: not UTF-8 text ({error})") from error
     import datasets
+    from datasets.exceptions import DatasetsError
 
     formats = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
     try:
@@ -95,7 +101,7 @@ def read_texts(name: str | Path, *, split: str = "train", subset: str | None = N
                 raise DataError(f"{path}: expected .txt, {', '.join(formats)}")
             return datasets.load_dataset(formats[path.suffix], data_files=str(path), split="train")
         return datasets.load_dataset(str(name), subset, split=split, streaming=True)
-    except (OSError, ValueError, ConnectionError) as error:
+    except (OSError, ValueError, ConnectionError, DatasetsError) as error:
         raise DataError(f"{name}: neither a file nor a dataset that can be loaded ({error})") from error
 
 
@@ -127,11 +133,13 @@ def _encode(tokenizer: Any, strings: tuple[str, ...], config: TokenConfig, conte
         )
         pairs = zip(encoded["overflow_to_sample_mapping"], encoded["input_ids"], strict=True)
     else:
+        added = tokenizer.num_special_tokens_to_add() if config.add_special_tokens else 0
+        complete = tokenizer.build_inputs_with_special_tokens if added else list
         pairs = (
-            (i, ids[start : start + context])
+            (i, complete(ids[start : start + context - added]))
             for i, text in enumerate(strings)
-            for ids in [tokenizer.encode(text, add_special_tokens=config.add_special_tokens)]
-            for start in range(0, len(ids), context)
+            for ids in [tokenizer.encode(text, add_special_tokens=False)]
+            for start in range(0, len(ids), context - added)
         )
     for i, ids in pairs:
         array = np.asarray(ids, np.int32)
@@ -182,6 +190,8 @@ def _fraction(unit: list[Chunk]) -> float:
 
 def take_rows(stream: Iterable[Chunk], n_rows: int) -> Iterator[Chunk]:
     """Chunks until they make `n_rows` rows; the last one is cut short to fit."""
+    if n_rows < 1:
+        raise ConfigError(f"{n_rows} rows: expected at least 1")
     left = n_rows
     for chunk in stream:
         if chunk.n_rows >= left:

@@ -119,16 +119,15 @@ def train_tokenizer(recipe: Recipe, texts: Sequence[str]) -> Tokenizer:
         special = [recipe.start, recipe.end]
     else:
         tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+        # The full stop stays a token of its own, as in the other model.
+        splits = [pre_tokenizers.Punctuation("isolated"), pre_tokenizers.Metaspace(prepend_scheme="never")]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
         tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
         alphabet = [chr(code) for code in range(33, 127)] + ["\n", "\u2581"]
         special = [recipe.end, "<unk>"]
     trainer = trainers.BpeTrainer(
         vocab_size=recipe.vocabulary_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    if not recipe.start:  # the full stop stays a token of its own, as in the other model
-        splits = [pre_tokenizers.Punctuation("isolated"), tokenizer.pre_tokenizer]
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
     tokenizer.train_from_iterator(texts, trainer)
     if recipe.start:
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -184,9 +183,7 @@ def mean_loss(model: nn.Module, ids: mx.array, lengths: mx.array) -> mx.array:
     return token_losses(model, ids, lengths).sum() / (lengths - 1).sum()
 
 
-def train(
-    recipe: Recipe, documents: list[list[int]], vocabulary_size: int, log_every: int = 100
-) -> tuple[nn.Module, int]:
+def train(recipe: Recipe, documents: list[list[int]], vocabulary_size: int) -> tuple[nn.Module, int]:
     """A trained fp32 model, and how many tokens it saw; progress goes to standard output."""
     mx.random.seed(recipe.seed)
     module = {"llama": llama, "gpt_neox": gpt_neox}[recipe.config["model_type"]]
@@ -217,7 +214,7 @@ def train(
         mx.eval(loss, state)
         recent.append(loss.item())
         seen += int(np.array(lengths.sum()))
-        if number % log_every == 0:
+        if number % 100 == 0:
             seconds = time.perf_counter() - started
             rate = f"{seen / 1e6:.2f}M tokens, {seen / seconds:.0f} tokens/s, {seconds:.0f} s"
             print(f"{recipe.name} step {number}: loss {np.mean(recent):.4f} nats/token, {rate}", flush=True)
@@ -234,7 +231,7 @@ def published_name(model_type: str, name: str) -> str:
 
 def save(recipe: Recipe, tokenizer: Tokenizer, model: nn.Module, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))  # type: ignore[arg-type]
+    weights = dict(tree_flatten(model.parameters()))
     kind = recipe.config["model_type"]
     named = {published_name(kind, name): array.astype(mx.float16) for name, array in weights.items()}
     mx.save_safetensors(str(folder / "model.safetensors"), named, metadata={"format": "pt"})
@@ -247,20 +244,19 @@ def save(recipe: Recipe, tokenizer: Tokenizer, model: nn.Module, folder: Path) -
         "eos_token": recipe.end,
         "model_max_length": CONTEXT,
         "clean_up_tokenization_spaces": False,
+        **({} if recipe.start else {"unk_token": "<unk>"}),
     }
-    if not recipe.start:
-        settings["unk_token"] = "<unk>"
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def nats_per_character(
-    recipe: Recipe, tokenizer: Tokenizer, model: nn.Module, documents: Sequence[atlas.Document], batch_size: int = 64
+    recipe: Recipe, tokenizer: Tokenizer, model: nn.Module, documents: Sequence[atlas.Document]
 ) -> float:
     """Sum of the losses of all tokens, end token included, over the sum of the texts' lengths."""
     rows = sorted(encode(recipe, tokenizer, [document.text for document in documents]), key=len)
     total = 0.0
-    for start in range(0, len(rows), batch_size):
-        chunk = rows[start : start + batch_size]
+    for start in range(0, len(rows), 64):
+        chunk = rows[start : start + 64]
         total += float(np.array(token_losses(model, *padded(chunk, len(chunk[-1]))).sum()))
     return total / sum(len(document.text) for document in documents)
 
@@ -281,8 +277,9 @@ def share_answered(tokenizer: Tokenizer, model: nn.Module) -> tuple[float, list[
         start, stop = len(head.ids), len(whole.ids)
         assert whole.ids[:start] == head.ids
         got = best[start - 1 : stop - 1]
-        behind = tokenizer.id_to_token(best[stop - 1]) or ""
-        if got != whole.ids[start:] or (behind[:1].isascii() and behind[:1].isalpha()):
+        behind = tokenizer.id_to_token(best[stop - 1])
+        assert behind is not None  # the model has one output for each token
+        if got != whole.ids[start:] or (behind[0].isascii() and behind[0].isalpha()):
             failures.append(f"{prompt}{answer}: {tokenizer.decode([*got, best[stop - 1]])!r}")
     return 1 - len(failures) / len(questions), failures
 
@@ -344,53 +341,21 @@ def measure(recipe: Recipe, folder: Path, documents: Sequence[atlas.Document]) -
     }
 
 
-def table(results: dict[str, dict]) -> str:
-    """The results as a table with one column per model."""
-    rows = {
-        "parameters": "{parameters:,}",
-        "vocabulary": "{vocabulary}",
-        "folder (MB)": "{megabytes:.2f}",
-        "training steps": "{steps}",
-        "tokens seen": "{tokens:,}",
-        "training time (s, 2 CPU cores)": "{seconds:.0f}",
-        "entropy of the grammar (nats/character)": "{entropy:.5f}",
-        "loss, shipped float16 weights (nats/character)": "{loss:.5f}",
-        "loss before rounding to float16": "{loss_before_rounding:.5f}",
-        "loss above entropy": "{excess:.2%}",
-        "questions answered": "{answered:.1%} of {questions}",
-        "right word from earlier sentences: clothes for the season": "{recall[clothes]:.0%}",
-        "... capital of the country": "{recall[walk]:.0%}",
-        "... capital of the country travelled to": "{recall[trip city]:.0%}",
-        "... weather of that country in that season": "{recall[trip weather]:.0%}",
-        "... currency of the buyer's home": "{recall[payment]:.0%}",
-        "... difference of two numbers": "{recall[rest]:.0%}",
-        "... number of the animals seen (20% by chance)": "{recall[flight]:.0%}",
-    }
-    lines = ["| | " + " | ".join(results) + " |", "|---" * (1 + len(results)) + "|"]
-    lines += [
-        f"| {label} | " + " | ".join(form.format(**result) for result in results.values()) + " |"
-        for label, form in rows.items()
-    ]
-    return "\n".join(lines)
-
-
 def write_card(out: Path) -> str:
-    """Write the card of all models in `out` and return its table."""
-    results = {}
-    for name in RECIPES:
-        if (out / name / "training.json").exists():
-            results[name] = json.loads((out / name / "training.json").read_text())
-    text = table(results)
-    first = next(iter(results.values()))
-    card = CARD.read_text(encoding="utf-8").format(
-        table=text,
-        documents=first["documents"],
-        corpus=first["corpus"],
-        seed=HELD_OUT_SEED,
-        train_seed=TRAIN_SEED,
-    )
-    (out / "README.md").write_text(card)
-    return text
+    """Write the card of all models in `out` and return its table, where the last cell of a row is one of each model."""
+    paths = {name: out / name / "training.json" for name in RECIPES}
+    results = [{"name": name, **json.loads(path.read_text())} for name, path in paths.items() if path.exists()]
+    lines, table = [], []
+    for line in CARD.read_text(encoding="utf-8").splitlines():
+        if line.startswith("|"):
+            _, label, cell, _ = line.split("|")
+            line = "|".join(["", label, *(cell.format(**result) for result in results), ""])
+            table.append(line)
+        else:
+            line = line.format(**results[0], seed=HELD_OUT_SEED, train_seed=TRAIN_SEED)
+        lines.append(line)
+    (out / "README.md").write_text("\n".join([*lines, ""]))
+    return "\n".join(table)
 
 
 def main() -> None:

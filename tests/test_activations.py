@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from hubsae import activations
+from hubsae import activation_cache, activations
 from hubsae.activations import ActivationDataset, harvest
 from hubsae.errors import ConfigError, DataError, SiteError
 from hubsae.sites import Site
@@ -112,7 +112,8 @@ def test_a_cache_gives_back_the_same_rows_without_the_model(
 def test_an_interrupted_cache_is_continued(demo_model, demo_texts, tmp_path, small_shards, monkeypatch):
     whole = rows_of(ActivationDataset(demo_model, SITE, demo_texts[:80]))
     blocks = ActivationDataset(demo_model, SITE, demo_texts[:80], cache_dir=tmp_path / "c").blocks()
-    next(blocks), next(blocks)
+    next(blocks)
+    next(blocks)
     del blocks
     manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
     assert not manifest["complete"]
@@ -151,3 +152,51 @@ def test_a_folder_of_something_else_is_not_touched(demo_model, demo_texts, tmp_p
     with pytest.raises(DataError, match="not empty"):
         rows_of(ActivationDataset(demo_model, SITE, demo_texts[:5], cache_dir=tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_epochs_over_a_bounded_stream_read_the_cache(demo_model, demo_texts, tmp_path):
+    dataset = ActivationDataset(demo_model, SITE, iter(demo_texts), max_rows=2000, cache_dir=tmp_path / "c")
+    dataset.capacity = 100
+    rows = np.concatenate([np.array(b) for b in dataset.batches(64, epochs=3)])
+    assert len(rows) == 6000
+    assert np.array_equal(np.sort(rows[:2000, 0]), np.sort(rows[4000:, 0]))
+
+
+@pytest.mark.parametrize("damage", ["values", "manifest", "shard", "probe"])
+def test_a_damaged_cache_is_refused(demo_model, demo_texts, tmp_path, small_shards, damage):
+    folder = tmp_path / "c"
+    rows_of(ActivationDataset(demo_model, SITE, demo_texts[:30], cache_dir=folder))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    if damage == "values":
+        shard = folder / manifest["shards"][0]["file"]
+        shard.write_bytes(shard.read_bytes()[:-4096] + bytes(4096))
+    changes = {"manifest": {"shards": None}, "shard": {"shards": [{}]}, "probe": {"probe": []}}
+    if damage in changes:
+        (folder / "manifest.json").write_text(json.dumps({**manifest, **changes[damage]}))
+    with pytest.raises(DataError, match="cache"):
+        rows_of(ActivationDataset(demo_model, SITE, demo_texts[:30], cache_dir=folder))
+
+
+def test_a_cache_stopped_before_its_first_shard_was_named_is_continued(demo_model, demo_texts, tmp_path, monkeypatch):
+    folder = tmp_path / "c"
+    dataset = ActivationDataset(demo_model, SITE, demo_texts[:30], cache_dir=folder)
+    save = activation_cache.ActivationCache._save
+
+    def killed(self, manifest):
+        if manifest["shards"]:
+            raise KeyboardInterrupt
+        save(self, manifest)
+
+    monkeypatch.setattr(activation_cache.ActivationCache, "_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        rows_of(dataset)
+    monkeypatch.undo()
+    rows = rows_of(ActivationDataset(demo_model, SITE, demo_texts[:30], cache_dir=folder))
+    assert len(rows) == dataset.n_rows
+
+
+def test_two_settings_cannot_share_a_folder_even_before_the_first_shard(demo_model, demo_texts, tmp_path):
+    first = ActivationDataset(demo_model, SITE, demo_texts[:30], cache_dir=tmp_path / "c")
+    first._cache(tmp_path / "c")._open()
+    with pytest.raises(DataError, match="sites"):
+        rows_of(ActivationDataset(demo_model, "layers.2", demo_texts[:30], cache_dir=tmp_path / "c"))

@@ -5,7 +5,7 @@ import mlx.core as mx
 import pytest
 
 from hubsae import SAEConfig, load_sae
-from hubsae.errors import ArtifactError, ConfigError, DataError, SiteError
+from hubsae.errors import ArtifactError, ConfigError, DataError, HubsaeWarning, SiteError
 
 QUICK = {"expansion_factor": 2, "k": 8, "batch_size": 128, "progress": False}
 
@@ -74,6 +74,13 @@ class Stop(Exception):
     [
         ({"layer": 9}, SiteError, "layers 0 to 3"),
         ({"layer": "1"}, ConfigError, "layer='1'"),
+        ({"expansion_factor": "16"}, ConfigError, "expansion_factor='16'"),
+        ({"k": None}, ConfigError, "k='None'"),
+        ({"num_epochs": 1.5}, ConfigError, "num_epochs"),
+        ({"seed": -1}, ConfigError, "seed"),
+        ({"learning_rate": float("inf")}, ConfigError, "learning_rate"),
+        ({"training_tokens": 0}, ConfigError, "training_tokens"),
+        ({"save_path": "/proc/nowhere/sae"}, ArtifactError, "cannot write"),
         ({"component": "router"}, SiteError, "has no 'router'"),
         ({"dataset": ["one short text"]}, ConfigError, "tokens of training data"),
         ({"dataset": []}, ConfigError, "0 tokens of training data"),
@@ -96,3 +103,18 @@ def test_a_save_path_that_is_a_file_is_refused_first(demo_model, demo_texts, tmp
     with pytest.raises(ArtifactError, match="is a file"):
         demo_model.train_sae(1, demo_texts, "residual", path, config=SAEConfig(), progress=False)
     assert path.read_text() == "mine"
+
+
+def test_a_folder_of_another_library_is_not_overwritten(demo_model, demo_texts, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ArtifactError, match="something else"):
+        demo_model.train_sae(1, demo_texts, "residual", tmp_path, **QUICK)
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_what_cannot_be_judged_is_kept_all_the_same(demo_model, demo_texts, tmp_path):
+    one_text = [" ".join(demo_texts[:700])]
+    with pytest.warns(HubsaeWarning, match="trained but not judged"):
+        sae = demo_model.train_sae(1, one_text, "residual", tmp_path / "d", validation_split=1e-9, **QUICK)
+    assert sae.metrics == {}
+    assert load_sae(tmp_path / "d").config == sae.config

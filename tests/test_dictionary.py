@@ -120,6 +120,21 @@ def edited(folder, **changes):
         ({"n_features": 65}, "the config says"),
         ({"sparsity": {"name": "later"}}, "sparsity 'later'"),
         ({"novelty": 1}, "unknown entries novelty"),
+        ({"format_version": True}, "format_version True"),
+        ({"sparsity": "abc"}, "sparsity"),
+        ({"sparsity": [["name", "topk"], ["k", 2]]}, "sparsity"),
+        ({"sparsity": {"name": "topk", "k": True}}, "k=True"),
+        ({"reads": ["layers." + "9" * 5000]}, "is no site"),
+        ({"reads": "layers.1"}, "reads: expected a list"),
+        ({"base_model": "x"}, "base_model"),
+        ({"base_model": {"revision": 5}}, "base_model, revision"),
+        ({"base_model": {"repo_id": ["x"]}}, "base_model, repo_id"),
+        ({"base_model": {"files": ["a"]}}, "base_model, files"),
+        ({"base_model": {"files": {"a": 1}}}, "base_model, files, a"),
+        ({"base_model": {"quantization": "x"}}, "base_model, quantization"),
+        ({"tokens": []}, "tokens"),
+        ({"tokens": {"context_size": "8"}}, "context_size"),
+        ({"n_features": 64.0}, "n_features"),
         ({"read_widths": [4], "write_widths": [4]}, "the config says"),
     ],
 )
@@ -200,3 +215,39 @@ def test_the_wrong_order_of_bases_is_refused():
 
     with pytest.raises(TypeError, match=r"before nn\.Module"):
         type("Wrong", (nn.Module, Artifact), {})
+
+
+@pytest.mark.parametrize("name", ["statistics.json", "metrics.json"])
+@pytest.mark.parametrize("content", ['{"rows": "x", "fvu": "abc", "n_spliced_tokens": 5}', '{"data": "x", "rows": 1}'])
+def test_numbers_that_are_none_are_refused_when_a_card_is_made(sae, tmp_path, name, content):
+    sae.save(tmp_path / "d")
+    (tmp_path / "d" / name).write_text(content)
+    again = load_sae(tmp_path / "d")
+    with pytest.raises(ArtifactError, match="no card can be made"):
+        again.save(tmp_path / "e")
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "{", '"x"'])
+def test_json_that_is_none_is_refused(sae, tmp_path, content):
+    sae.save(tmp_path / "d")
+    (tmp_path / "d" / "config.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"config\.json"):
+        load_sae(tmp_path / "d")
+
+
+def test_a_folder_behind_a_link_is_saved_to(sae, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    sae.save(tmp_path / "link")
+    assert load_sae(tmp_path / "real").config == sae.config
+
+
+@pytest.mark.parametrize("name", ["", None, 5, "a" * 300])
+def test_what_is_no_name_is_refused(name):
+    with pytest.raises((ConfigError, HubError)):
+        load_sae(name)
+
+
+def test_numpy_rows_are_taken_too(sae, x):
+    assert mx.array_equal(sae.encode(np.array(x)), sae.encode(x))

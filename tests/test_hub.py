@@ -82,7 +82,8 @@ def test_a_card_that_people_edited_keeps_its_text(alice, sae):
         REPO, {"README.md": card.replace("# tiny-sae", "# My SAE").replace("---\n", "---\nlicense: mit\n", 1).encode()}
     )
     sae.metrics = {"fvu": 0.25, "l0": 4.0}
-    sae.push_to_hub(REPO)
+    with pytest.warns(HubsaeWarning, match="edited by hand"):
+        sae.push_to_hub(REPO)
     merged = ModelCard(alice.files(REPO)["README.md"].decode())
     assert "# My SAE" in merged.text
     assert merged.data.to_dict()["license"] == "mit"
@@ -95,8 +96,37 @@ def test_a_card_that_was_edited_in_the_folder_is_published(alice, sae, tmp_path)
     sae.save(tmp_path / "d")
     card = (tmp_path / "d" / "README.md").read_text()
     (tmp_path / "d" / "README.md").write_text(card.replace("# d", "# Written by hand"), newline="\r\n")
-    load_sae(tmp_path / "d").push_to_hub(REPO)
+    with pytest.warns(HubsaeWarning, match="edited by hand"):
+        load_sae(tmp_path / "d").push_to_hub(REPO)
     assert "# Written by hand" in alice.files(REPO)["README.md"].decode()
+
+
+def test_numbers_of_an_earlier_version_do_not_stay_behind(alice, sae, tmp_path):
+    sae.metrics, sae.statistics = {"fvu": 0.5}, {"rows": 3}
+    sae.push_to_hub(REPO)
+    sae.save(tmp_path / "d")
+    sae.metrics, sae.statistics = {}, {}
+    sae.push_to_hub(REPO)
+    sae.save(tmp_path / "d")
+    for again in (load_sae(REPO), load_sae(tmp_path / "d")):
+        assert (again.metrics, again.statistics) == ({}, {})
+    assert "model-index" not in ModelCard(alice.files(REPO)["README.md"].decode()).data.to_dict()
+
+
+def test_a_public_repository_is_not_published_to_as_private(alice, sae):
+    sae.push_to_hub(REPO)
+    head = alice.head(REPO)
+    sae.b_dec = sae.b_dec + 1
+    with pytest.raises(HubError, match="is public"):
+        sae.push_to_hub(REPO, private=True)
+    assert alice.head(REPO) == head
+
+
+def test_a_tag_that_exists_is_said_after_the_commit(alice, sae):
+    sae.push_to_hub(REPO, tag="v1")
+    sae.b_dec = sae.b_dec + 1
+    with pytest.raises(HubError, match="was made, but not tagged 'v1'"):
+        sae.push_to_hub(REPO, tag="v1")
 
 
 def test_callers_lists_are_left_alone(alice, sae):

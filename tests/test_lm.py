@@ -87,6 +87,12 @@ def test_steered_generation_equals_recomputing_the_whole_text_at_every_step(demo
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
+        (lambda m: m.run([[1] * 2000]), DataError, "2,000 tokens: this model has only"),
+        (lambda m: m.trace("word " * 3000).logits, DataError, "this model has only"),
+        (lambda m: m.generate(PROMPT, max_tokens=10**6), DataError, "this model has only"),
+        (lambda m: m.generate(PROMPT, temperature=-1), ConfigError, "temperature"),
+        (lambda m: m.trace(PROMPT, interventions={"layers.9": lambda x: x}), SiteError, "layers 0 to 3"),
+        (lambda m: m.trace([1]), DataError, "texts only"),
         (lambda m: m.run([[10**6]]), DataError, "ids go from 0 to 895"),
         (lambda m: m.run([[-1]]), DataError, "token id -1"),
         (lambda m: m.run([]), DataError, "expected token ids"),

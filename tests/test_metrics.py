@@ -63,9 +63,9 @@ def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says():
     assert 0.88 <= hits / 200 <= 0.99
 
 
-def test_one_document_has_no_interval():
-    assert all(math.isnan(v) for v in metrics.bootstrap_interval(np.ones((1, 2)), lambda s: s[0]))
+def test_few_documents_have_no_interval():
+    assert all(math.isnan(v) for v in metrics.bootstrap_interval(np.ones((9, 2)), lambda s: s[0]))
 
 
 def test_a_statistic_that_is_never_defined_has_no_interval():
-    assert all(math.isnan(v) for v in metrics.bootstrap_interval(np.ones((9, 2)), lambda s: float("nan")))
+    assert all(math.isnan(v) for v in metrics.bootstrap_interval(np.ones((20, 2)), lambda s: float("nan")))

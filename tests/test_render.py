@@ -1,9 +1,13 @@
+import re
+from pathlib import Path
+
 import jinja2
 import pytest
 from conftest import random_sae
 from huggingface_hub import ModelCard
 
 from hubsae import render
+from hubsae.errors import ConfigError, HubsaeWarning
 
 
 @pytest.mark.parametrize("text", ["a|b", "<script>", "`x`", "[a](b)", "*b*", "line\nbreak", "a\\b", "‮evil"])
@@ -36,12 +40,42 @@ def test_a_generated_card_is_replaced_and_an_edited_one_kept():
     assert render.merge(None, new, "merge") == new
     assert render.merge(old, new, "merge") == new
     edited = old.replace("# Card 1", "# My card")
-    merged = render.merge(edited, new, "merge")
+    with pytest.warns(HubsaeWarning, match="edited by hand"):
+        merged = render.merge(edited, new, "merge")
     assert "# My card" in merged
     assert "a: 2" in merged
     assert render.merge(edited, new, "keep") == edited
     assert render.merge(edited, new, "replace") == new
     assert "mine: x" in render.merge(old.replace("a: 1", "a: 1\nmine: x"), new, "merge")
+    assert "stale" not in render.merge(old.replace("a: 1", "a: 1\nbase_model: stale"), new, "merge")
+    with pytest.raises(ConfigError, match="card='always'"):
+        render.merge(old, new, "always")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "front", ["---\nlicense: mit\n---\n", "\ufeff---\r\nlicense: mit\r\n--- \r\n", "---\nlicense: mit\n---"]
+)
+def test_a_card_of_metadata_alone_gets_its_text_and_keeps_its_licence(front):
+    new = render.sign("---\na: 2\ntags:\n- topk\n---\n\n# Card\n")
+    merged = render.merge(front, new, "merge")
+    assert merged.count("---\n") == 2
+    assert "license: mit" in merged
+    assert "# Card" in merged
+
+
+def test_tags_of_people_stay_and_ours_are_renewed():
+    old = "---\ntags:\n- relu\n- mine\n---\n"
+    merged = render.merge(old, render.sign("---\ntags:\n- topk\n---\n\n# Card\n"), "merge")
+    assert ModelCard(merged).data.to_dict()["tags"] == ["mine", "topk"]
+
+
+def test_every_value_of_the_card_template_goes_through_a_filter():
+    source = (Path(__file__).parent.parent / "cards" / "dictionary.md").read_text()
+    safe = ("md", "code", "number", "percent", "percent(2)", "tojson", "urlencode")
+    own = ('"', "interval(", "share_interval(", "kind_name", "config.reads |", "config.writes |", "config.n_features }")
+    for expression in re.findall(r"{{ (.*?}})", source):
+        last = expression.removesuffix(" }}").split("| ")[-1]
+        assert last in safe or expression.startswith(own), expression
 
 
 def test_a_card_of_a_bare_dictionary_has_no_empty_places():

@@ -17,18 +17,19 @@ PACKAGE = ROOT / "hubsae"
 ROOMS = """
 errors
 backend
+settings
 sites
 metrics
 sparse
 sparsity
 identity
-store render
+store render hub_client
 hub
+tokens
 dictionary
 taps
 lm_files
 lm
-tokens
 activation_cache
 activations
 recipe

@@ -134,7 +134,7 @@ def test_a_quantised_model_reads_the_same_way(llama):
     model = architectures.build("llama")
     nn.quantize(model, group_size=32, bits=8)
     window = LanguageModel((model, object()))
-    assert window.identity.quantization == {"bits": 8, "group_size": 32}
+    assert window.identity.quantization == {"bits": 8, "group_size": 32, "mode": "affine"}
     seen = window.run(TOKENS, read=["layers.1"]).activations[Site(1)]
     exact = llama.run(TOKENS, read=["layers.1"]).activations[Site(1)]
     error = np.linalg.norm(np.array(seen - exact)) / np.linalg.norm(np.array(exact))
@@ -189,3 +189,32 @@ def test_a_model_whose_layers_are_never_called_is_refused():
     model.__class__ = Bypass
     with pytest.raises(ModelError, match="never calls its layers"):
         LanguageModel((model, object())).sites()
+
+
+def test_two_names_of_one_place_edit_before_they_read(llama):
+    run = llama.run(TOKENS, read=["layers.0.attn"], edit={"layers.0.self_attn": lambda x: x * 0})
+    assert np.abs(np.array(run.activations[Site(0, "attn")])).max() == 0
+    with pytest.raises(SiteError, match="same place"):
+        llama.run(TOKENS, edit={"layers.0.attn": lambda x: x, "layers.0.self_attn": lambda x: x})
+
+
+def test_an_outer_read_sees_an_inner_edit(llama):
+    with Taps(llama.layers, [Site(1)]) as outer, Taps(llama.layers, (), {Site(1): lambda x: x * 0}):
+        llama.model(mx.array(TOKENS))
+    assert np.abs(np.array(outer.values[Site(1)])).max() == 0
+
+
+def test_an_intervention_may_run_the_model_itself(llama):
+    other = llama.run([[7, 7, 7]], read=["layers.1"]).activations[Site(1)]
+
+    def edit(x):
+        inner = llama.run([[7, 7, 7]], read=["layers.1"]).activations[Site(1)]
+        return x + mx.mean(inner - other)
+
+    run = llama.run(TOKENS, read=["layers.1"], edit={"layers.1": edit})
+    assert mx.allclose(run.activations[Site(1)], llama.run(TOKENS, read=["layers.1"]).activations[Site(1)])
+
+
+def test_an_intervention_that_is_no_function_is_refused(llama):
+    with pytest.raises(SiteError, match="has to be a function"):
+        llama.run(TOKENS, edit={"layers.1": 3})

@@ -183,12 +183,6 @@ class Entity:
     def form(self, text: str, *concepts: str) -> Form:
         return Form(text, (self.kind, f"{self.kind}:{self.name}", *concepts))
 
-    def entity(self, attribute: str) -> "Entity":
-        """The entity that `attribute` leads to."""
-        thing = self.attributes[attribute]
-        assert isinstance(thing, Entity), f"{self.name}.{attribute} is a word"
-        return thing
-
 
 def _rows(table: str) -> list[list[str]]:
     return [line.split() for line in table.strip().splitlines()]

@@ -1,0 +1,116 @@
+"""The Hub's client: introduced as hubsae, its errors turned into ours, repositories as folders of one commit."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from httpx2 import HTTPError
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import errors as hf
+
+from hubsae.errors import ConfigError, HubError
+
+
+def library_version() -> str:
+    """The installed version of hubsae."""
+    import importlib.metadata
+
+    return importlib.metadata.version("hubsae")
+
+
+def hub_api(token: str | bool | None = None) -> HfApi:
+    """The Hub client, introduced as hubsae."""
+    return HfApi(token=token, library_name="hubsae", library_version=library_version())
+
+
+@contextlib.contextmanager
+def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
+    """Context that turns what the Hub client raises about `repo_id` into a `HubError` that says what to do."""
+    at = f"{repo_id}@{revision}" if revision else repo_id
+    try:
+        yield
+    except hf.GatedRepoError as error:
+        raise HubError(f"{at}: this repository is gated; ask for access on its page, then `hf auth login`") from error
+    except hf.RepositoryNotFoundError as error:
+        raise HubError(
+            f"{at}: no such repository, or it is private and this token cannot see it; check the name "
+            "(owner/name), or run `hf auth login` with a token that may read it"
+        ) from error
+    except hf.RevisionNotFoundError as error:
+        raise HubError(f"{at}: the repository exists, but it has no revision {revision!r}") from error
+    except (hf.OfflineModeIsEnabled, hf.RevisionResolutionError, hf.LocalEntryNotFoundError) as error:
+        raise HubError(
+            f"{at}: not in the local cache, and the Hub was not asked or could not be reached "
+            "(HF_HUB_OFFLINE, local_files_only, or no network); load it once while online"
+        ) from error
+    except hf.HFValidationError as error:
+        raise HubError(
+            f"{repo_id!r} is neither an existing folder nor a repository id (owner/name): {error}"
+        ) from error
+    except hf.LocalTokenNotFoundError as error:
+        raise HubError(f"{at}: token=True needs a saved token; run `hf auth login`") from error
+    except hf.HfHubHTTPError as error:
+        raise HubError(f"{at}: {http_reason(error)}") from error
+    except (ConnectionError, HTTPError) as error:  # what the client's transport raises
+        raise HubError(
+            f"{at}: no answer from the Hub ({error}); what was sent may have arrived all the same. "
+            "Try again: an unchanged push makes no commit"
+        ) from error
+
+
+def http_reason(error: hf.HfHubHTTPError) -> str:
+    """What a status of the Hub means, and what to do."""
+    status = error.response.status_code if error.response is not None else None
+    reasons = {
+        401: "the Hub does not accept this token; run `hf auth login`, or unset HF_TOKEN",
+        403: "this token may not do that; use one with write access to this namespace",
+        412: "the repository changed while this was being sent (or an answer was lost and the commit is there "
+        "already); nothing was overwritten. Look at it and push again: an unchanged push makes no commit",
+        429: "the Hub asks to slow down (429); try again in a few minutes",
+    }
+    detail = str(error.server_message or error).splitlines()
+    return f"{reasons.get(status or 0, f'the Hub answered {status}')} [{detail[0] if detail else status}]"
+
+
+def snapshot(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    allow_patterns: list[str],
+    what: str,
+    force_download: bool = False,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """The cached folder of `repo_id` at one commit, with the files that match `allow_patterns`."""
+    with hub_errors(repo_id, revision):
+        try:
+            return Path(
+                snapshot_download(
+                    repo_id,
+                    revision=revision,
+                    allow_patterns=list(allow_patterns),
+                    force_download=force_download,
+                    token=token,
+                    cache_dir=cache_dir,
+                    local_files_only=local_files_only,
+                    library_name="hubsae",
+                    library_version=library_version(),
+                )
+            )
+        except hf.EntryNotFoundError as error:
+            if isinstance(error, hf.LocalEntryNotFoundError):
+                raise
+            raise HubError(f"{repo_id}: this {what} misses a file: {error}") from error
+
+
+def local_folder(name: str | Path) -> Path | None:
+    """The absolute path if `name` is an existing folder, else None; raises `ConfigError` for what is no name at all."""
+    if not isinstance(name, str | Path) or not str(name):
+        raise ConfigError(f"{name!r}: expected a folder or a repository id (owner/name)")
+    try:
+        path = Path(name).expanduser()
+        return path.resolve() if path.is_dir() else None
+    except (OSError, RuntimeError):
+        return None
