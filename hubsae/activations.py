@@ -237,8 +237,7 @@ class ActivationDataset:
             )
         else:
             found = self._cache(self._cache_dir).blocks(stream, lambda g: harvest(self.model, self.sites, g).rows)
-        for rows in found:
-            yield rows
+        yield from found
 
     def _cache(self, folder: Path) -> ActivationCache:
         return ActivationCache(folder, self.model.identity, self.sites, self.widths, self._cache_options)
