@@ -163,7 +163,8 @@ def batches(blocks: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarra
 class ActivationDataset:
     """Activations of a model on texts, computed once and served in shuffled batches.
 
-    texts: a list, any iterable, or a `datasets` dataset (streaming too). Sources without a length need `max_rows`.
+    texts: a list, any iterable, or a `datasets` dataset (streaming too). Sources without a length need `max_rows`;
+    without it the tokens of all texts (not their activations) are held in memory, some 5 bytes each.
     max_rows: stop after so many rows (tokens that count). held_out: share of the documents kept from training, as
     `held_out_chunks` (complete once the training rows have been read). cache_dir: keep the rows on disk; a cache of
     another model, of other texts or options is refused, an unfinished one is continued.

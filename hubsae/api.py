@@ -2,7 +2,6 @@
 
 import re
 import sys
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -10,7 +9,7 @@ from typing import Any, Self
 from hubsae import backend, evaluate
 from hubsae.activations import ActivationDataset
 from hubsae.dictionary import Dictionary, DictionaryConfig
-from hubsae.errors import ConfigError, DataError, HubsaeWarning, SiteError
+from hubsae.errors import ConfigError, DataError, SiteError, warn
 from hubsae.evaluate import Evaluation
 from hubsae.hub import check_target
 from hubsae.hub_client import library_version
@@ -195,11 +194,9 @@ class InterpretableModel(LanguageModel):
         try:
             result = evaluate.evaluate_chunks(sae, self, data.held_out_chunks)
         except DataError as error:
-            warnings.warn(
+            warn(
                 f"the dictionary is trained but not judged: of so few texts hardly any were held out ({error}). "
                 "Call evaluate with other texts, or raise validation_split",
-                HubsaeWarning,
-                stacklevel=3,
             )
             return False
         label = f"{name}: texts held out from training"

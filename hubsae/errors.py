@@ -1,5 +1,8 @@
 """Every exception that hubsae raises on purpose; all of them derive from `HubsaeError`."""
 
+import sys
+import warnings
+
 
 class HubsaeError(Exception):
     """Root of all errors raised on purpose. The message says what is wrong, with values, and what to do."""
@@ -42,3 +45,11 @@ class CompatibilityError(HubsaeError):
 
 class HubsaeWarning(UserWarning):
     """Something works, but not as the user may believe."""
+
+
+def warn(message: str) -> None:
+    """Warn with `HubsaeWarning`, at the line outside of hubsae that led here."""
+    level, frame = 1, sys._getframe()
+    while frame and frame.f_globals.get("__name__", "").split(".")[0] == "hubsae":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, HubsaeWarning, stacklevel=level)

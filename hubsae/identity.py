@@ -5,12 +5,11 @@ import hashlib
 import logging
 import os
 import re
-import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from hubsae.errors import CompatibilityError, ConfigError, HubsaeWarning
+from hubsae.errors import CompatibilityError, ConfigError, warn
 
 logger = logging.getLogger(__name__)
 
@@ -179,11 +178,9 @@ def judge(differences: list[Difference], check: Check, what: str) -> list[Differ
         )
     doubts = [d for d in differences if d.severity == "warning"]
     if doubts:
-        warnings.warn(
+        warn(
             f"{what} was made for a different version of this model: {'; '.join(map(str, doubts))}. "
             "Its numbers may not hold here (check='strict' makes this an error, check='ignore' silences it)",
-            HubsaeWarning,
-            stacklevel=3,
         )
     return differences
 

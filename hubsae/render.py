@@ -3,10 +3,9 @@
 import hashlib
 import importlib.resources
 import re
-import warnings
 from typing import Literal
 
-from hubsae.errors import ConfigError, HubsaeWarning
+from hubsae.errors import ConfigError, warn
 from hubsae.sparsity import SPARSITIES
 
 CardPolicy = Literal["merge", "keep", "replace"]
@@ -80,11 +79,9 @@ def merge(old: str | None, new: str, policy: CardPolicy) -> str:
     old_front, old_body = split(old)
     if not is_edited(old):
         return _with_metadata(old_front, new)
-    warnings.warn(
+    warn(
         "the card was edited by hand, so its text was kept and only its metadata renewed; numbers in that text may be "
         "those of an earlier version (card='replace' writes it anew)",
-        HubsaeWarning,
-        stacklevel=2,
     )
     return _with_metadata(old_front, new, body=old_body)
 

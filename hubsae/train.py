@@ -1,7 +1,6 @@
 """The loss terms and the loop. It sees rows (x, y), no language model and no Hub."""
 
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 
 from hubsae import sparse
 from hubsae.dictionary import Dictionary, DictionaryConfig
-from hubsae.errors import ConfigError, DataError, HubsaeWarning
+from hubsae.errors import ConfigError, DataError, warn
 from hubsae.recipe import SAEConfig
 from hubsae.sparsity import ReLU
 
@@ -201,11 +200,9 @@ def train(
             "learning rate never came down; give more text or lower training_tokens"
         )
     if trainer.n_done < n_steps:
-        warnings.warn(
+        warn(
             f"the data ended after {seen:,} of {n_rows:,} rows, so the learning rate did not come down all the way; "
             "lower training_tokens to what there is",
-            HubsaeWarning,
-            stacklevel=2,
         )
     dictionary = kind(description, fold(trainer.params, inner, outer))
     mx.eval(dictionary.arrays())

@@ -68,6 +68,12 @@ def test_judgement_raises_warns_or_is_silent():
         judge([], "maybe", "sae")  # type: ignore[arg-type]
 
 
+def test_a_warning_points_at_the_callers_line():
+    with pytest.warns(HubsaeWarning) as caught:
+        judge(compare(KNOWN, replace(KNOWN, repo_id="fork/model")), "warn", "sae")
+    assert caught[0].filename == __file__
+
+
 def test_a_record_survives_json():
     assert BaseModel.from_dict({**KNOWN.to_dict(), "later": 1}) == KNOWN
 

@@ -1,6 +1,6 @@
 """The tables of the atlas: entities with fixed attributes. Real countries keep their capital, language and currency."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 _NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -188,29 +188,11 @@ def _rows(table: str) -> list[list[str]]:
     return [line.split() for line in table.strip().splitlines()]
 
 
-def _build() -> dict[str, dict[str, Entity]]:
-    world: dict[str, dict[str, Entity]] = {}
+_SEASONS = ["winter", "spring", "summer", "autumn"]
+_Get = Callable[[str, str], Entity]  # (kind, name) -> the entity, made on first use
 
-    def get(kind: str, name: str) -> Entity:
-        return world.setdefault(kind, {}).setdefault(name, Entity(kind, name))
 
-    for i, number in enumerate(_NUMBERS):
-        # number.<smaller number> is the difference, so that a template can subtract.
-        get("number", number).attributes.update({_NUMBERS[k]: get("number", _NUMBERS[i - k]) for k in range(1, i)})
-    seasons = ["winter", "spring", "summer", "autumn"]
-    for i, season in enumerate(seasons):
-        get("season", season).attributes["next"] = get("season", seasons[(i + 1) % 4])
-    for name in ["morning", "evening"]:
-        get("time", name)
-    for weather, clothes in _rows(_WEATHER):
-        get("weather", weather).attributes["clothes"] = get("clothes", clothes)
-    climates = {name: dict(zip(seasons, row, strict=True)) for name, *row in _rows(_CLIMATES)}
-    for base, past in zip(_MOVES[::2], _MOVES[1::2], strict=True):
-        move = get("move", base)
-        move.attributes["verb"] = move.form(base, "verb")
-        move.attributes["past"] = move.form(past, "verb", "past tense")
-    for job, place in _rows(_JOBS):
-        get("job", job).attributes["place"] = get("workplace", place)
+def _foods(get: _Get) -> None:
     for name, plural, colour, taste, preposition, plant, price in _rows(_FOODS):
         food = get("food", name)
         food.attributes.update(
@@ -224,6 +206,9 @@ def _build() -> dict[str, dict[str, Entity]]:
                 "price": get("number", price),
             }
         )
+
+
+def _animals(get: _Get) -> None:
     for name, plural, colour, habitat, diet, move, family in _rows(_ANIMALS):
         animal = get("animal", name)
         family = get("class", family)
@@ -240,6 +225,10 @@ def _build() -> dict[str, dict[str, Entity]]:
                 "class": family,
             }
         )
+
+
+def _countries(get: _Get) -> None:
+    climates = {name: dict(zip(_SEASONS, row, strict=True)) for name, *row in _rows(_CLIMATES)}
     for name, capital, language, currency, continent, climate, neighbour, product, dish, drink in _rows(_COUNTRIES):
         get("country", name).attributes.update(
             {
@@ -251,9 +240,12 @@ def _build() -> dict[str, dict[str, Entity]]:
                 "product": get("product", product),
                 "dish": get("food", dish),
                 "drink": get("drink", drink),
-                **{season: get("weather", climates[climate][season]) for season in seasons},
+                **{season: get("weather", climates[climate][season]) for season in _SEASONS},
             }
         )
+
+
+def _people(get: _Get) -> None:
     for name, gender, country, job, pet, friend in _rows(_PEOPLE):
         she, her = ("she", "her") if gender == "f" else ("he", "his")
         concepts = ("pronoun", f"pronoun:{she}")
@@ -267,6 +259,31 @@ def _build() -> dict[str, dict[str, Entity]]:
                 "friend": get("person", friend),
             }
         )
+
+
+def _build() -> dict[str, dict[str, Entity]]:
+    world: dict[str, dict[str, Entity]] = {}
+
+    def get(kind: str, name: str) -> Entity:
+        return world.setdefault(kind, {}).setdefault(name, Entity(kind, name))
+
+    for i, number in enumerate(_NUMBERS):
+        # number.<smaller number> is the difference, so that a template can subtract.
+        get("number", number).attributes.update({_NUMBERS[k]: get("number", _NUMBERS[i - k]) for k in range(1, i)})
+    for i, season in enumerate(_SEASONS):
+        get("season", season).attributes["next"] = get("season", _SEASONS[(i + 1) % 4])
+    for name in ["morning", "evening"]:
+        get("time", name)
+    for weather, clothes in _rows(_WEATHER):
+        get("weather", weather).attributes["clothes"] = get("clothes", clothes)
+    for base, past in zip(_MOVES[::2], _MOVES[1::2], strict=True):
+        move = get("move", base)
+        move.attributes["verb"] = move.form(base, "verb")
+        move.attributes["past"] = move.form(past, "verb", "past tense")
+    for job, place in _rows(_JOBS):
+        get("job", job).attributes["place"] = get("workplace", place)
+    for add in (_foods, _animals, _countries, _people):
+        add(get)
     return world
 
 
