@@ -112,7 +112,7 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
     ) -> CommitInfo | None:
         """Write the folder; with `push_to_hub` also publish it, and return the commit.
 
-        Everything is written beside the folder first, so that an error leaves it as it was. A card that people edited
+        Everything is written aside first, so that an error leaves the folder as it was. A card that people edited
         keeps its text ("merge"), everything ("keep") or nothing ("replace").
         """
         target = check_target(save_directory)

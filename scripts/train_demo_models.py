@@ -103,7 +103,7 @@ RECIPES = {
         vocabulary_size=448,
         start=None,
         end="<|endoftext|>",
-        steps=4000,
+        steps=8000,
         learning_rate=3e-3,
     ),
 }

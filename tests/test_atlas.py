@@ -16,7 +16,7 @@ from hubsae.demo.world import WORLD, Entity
 
 MODELS = ("atlas-llama", "atlas-neox")
 FOLDER = Path(hubsae.__file__).parent / "demo" / "models"
-EXCESS = {"atlas-llama": 0.06, "atlas-neox": 0.11}  # of the loss above the grammar's entropy
+EXCESS = {"atlas-llama": 0.06, "atlas-neox": 0.08}  # of the loss above the grammar's entropy
 
 
 @pytest.fixture(scope="module")
