@@ -12,7 +12,7 @@ from hubsae.errors import DataError
 from hubsae.identity import BaseModel
 from hubsae.sites import Site
 from hubsae.store import read_arrays, read_json, staged, write_arrays, write_json
-from hubsae.tokens import Chunk
+from hubsae.tokens import Chunk, groups
 
 MANIFEST = "manifest.json"
 _FORMAT_VERSION = 1
@@ -69,7 +69,7 @@ class ActivationCache:
             if next(stream, None) is not None:
                 raise self._other("texts", "it is complete, and these texts go on")
             return
-        while group := self._next_group(stream):
+        for group in groups(stream, self._width, _SHARD_BYTES):
             rows = compute(group)
             if not manifest["shards"]:
                 manifest["probe"] = _probe(compute(group[:1]))
@@ -85,15 +85,6 @@ class ActivationCache:
         if not manifest["complete"]:
             raise DataError(f"{self.folder}: this cache is not complete yet")
         yield from map(self._read, manifest["shards"])
-
-    def _next_group(self, stream: Iterator[Chunk]) -> list[Chunk]:
-        group, size = [], 0
-        for chunk in stream:
-            group.append(chunk)
-            size += 4 * self._width * chunk.n_rows
-            if size >= _SHARD_BYTES:
-                break
-        return group
 
     def _write(self, number: int, group: list[Chunk], rows: np.ndarray, manifest: dict) -> dict:
         name = f"rows-{number:05d}.safetensors"

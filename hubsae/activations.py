@@ -14,10 +14,8 @@ from hubsae.errors import ConfigError, DataError
 from hubsae.lm import LanguageModel, padded
 from hubsae.settings import as_type
 from hubsae.sites import Site, parse_sites
-from hubsae.tokens import Chunk, Split, TokenConfig
+from hubsae.tokens import Chunk, Split, TokenConfig, groups
 
-_CHUNKS_AT_ONCE = 512
-_GROUP_BYTES = 64 << 20
 _TOKENS_PER_PASS = 4096
 _HELD_OUT_ROWS = 50_000
 _PIECE = 8192
@@ -97,20 +95,6 @@ def _check_finite(model: LanguageModel, sites: Sequence[Site], group: Sequence[C
                 "Load it in a wider type (bfloat16 or float32)"
             )
         start += width
-
-
-def groups(stream: Iterable[Chunk], width: int) -> Iterator[list[Chunk]]:
-    """Lists of chunks, long enough to sort by length, whose rows of `width` columns take at most 64 MB."""
-    group: list[Chunk] = []
-    size = 0
-    for chunk in stream:
-        group.append(chunk)
-        size += 4 * width * chunk.n_rows
-        if size >= _GROUP_BYTES or len(group) == _CHUNKS_AT_ONCE:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 def shuffled(blocks: Iterable[np.ndarray], capacity: int, seed: int) -> Iterator[np.ndarray]:
@@ -229,8 +213,8 @@ class ActivationDataset:
         """The training rows in harvest order, from the cache where there is one."""
         if self._chunks is None:
             raise DataError("these activations were streamed once already; give cache_dir to read them again")
-        stream, repeatable = iter(self._chunks), isinstance(self._chunks, list)
-        if not repeatable:
+        stream = iter(self._chunks)
+        if not isinstance(self._chunks, list):
             self._chunks = None  # type: ignore[assignment]
         if self._cache_dir is None:
             found: Iterable[np.ndarray] = (

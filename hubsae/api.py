@@ -13,7 +13,7 @@ from hubsae.errors import ConfigError, DataError, SiteError, warn
 from hubsae.evaluate import Evaluation
 from hubsae.hub import check_target
 from hubsae.hub_client import library_version
-from hubsae.identity import Check, Difference
+from hubsae.identity import Check, Difference, check_policy
 from hubsae.lm import LanguageModel
 from hubsae.recipe import SAEConfig
 from hubsae.settings import as_type
@@ -116,8 +116,7 @@ def load_sae(
     A structure that does not fit raises `CompatibilityError`; other weights, tokenizer, quantisation or repository than
     recorded warn (`check="strict"` raises, `"ignore"` does neither).
     """
-    if check not in ("warn", "strict", "ignore"):
-        raise ConfigError(f"check={check!r}: expected 'warn', 'strict' or 'ignore'")
+    check_policy(check)
     found = Dictionary.from_pretrained(
         source,
         revision=revision,

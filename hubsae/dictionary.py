@@ -66,7 +66,7 @@ class DictionaryConfig:
         identity.BaseModel.from_dict(self.base_model)
         self.token_config()
         for sites, widths in ((self.reads, self.read_widths), (self.writes, self.write_widths)):
-            if not sites or len(sites) != len(widths) or any(not isinstance(w, int) or w < 1 for w in widths):
+            if not sites or len(sites) != len(widths) or min(widths) < 1:
                 raise ConfigError(f"sites {sites} with widths {widths}: each site needs one positive width")
             if len(parse_sites(sites)) != len(sites):
                 raise ConfigError(f"sites {sites}: a site stands there twice")

@@ -8,13 +8,13 @@ import mlx.core as mx
 import numpy as np
 
 from hubsae import metrics, tokens
-from hubsae.activations import groups, harvest
+from hubsae.activations import harvest
 from hubsae.dictionary import Dictionary
 from hubsae.errors import DataError
 from hubsae.lm import LanguageModel, Run, padded
 from hubsae.metrics import Fidelity, Moments
 from hubsae.sites import Site, columns
-from hubsae.tokens import Chunk
+from hubsae.tokens import Chunk, groups
 
 _TOKENS_PER_PASS = 1024
 _MAX_SPLICED_ROWS = 20_000

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from hubsae.activations import groups, harvest
+from hubsae.activations import harvest
 from hubsae.dictionary import Dictionary
 from hubsae.errors import DataError
 from hubsae.lm import LanguageModel
-from hubsae.tokens import Chunk
+from hubsae.tokens import Chunk, groups
 
 THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 

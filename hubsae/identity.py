@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from hubsae.errors import CompatibilityError, ConfigError, warn
 
@@ -159,14 +159,19 @@ def _is_config(name: str) -> bool:
     return name == "config.json"
 
 
+def check_policy(check: str) -> None:
+    """Raise `ConfigError` for what is no `Check`."""
+    if check not in get_args(Check):
+        raise ConfigError(f"check={check!r}: expected 'warn', 'strict' or 'ignore'")
+
+
 def judge(differences: list[Difference], check: Check, what: str) -> list[Difference]:
     """Raise, warn or log as `check` says; returns the differences.
 
     Structure that differs raises `CompatibilityError`; other weights, tokenizer, quantisation or repository warn, and
     raise under `check="strict"`; another commit with the same files is only logged. `"ignore"` never raises.
     """
-    if check not in ("warn", "strict", "ignore"):
-        raise ConfigError(f"check={check!r}: expected 'warn', 'strict' or 'ignore'")
+    check_policy(check)
     logger.info("%s: %s", what, "; ".join(map(str, differences)) or "no difference to the recorded base model")
     if check == "ignore":
         return differences

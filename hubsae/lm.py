@@ -1,6 +1,6 @@
 """The window into language models: any mlx-lm model, read and edited through `LanguageModel.run`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -151,17 +151,15 @@ class LanguageModel:
 
         tokens = self._checked_tokens(tokens, _offset(cache))
         sites = parse_sites(read)
-        edits = {Site.parse(site): function for site, function in (edit or {}).items()}
+        edits = _edits(edit)
         stop = not logits and bool(sites) and cache is None and not self._probe.looped
         shape = (tokens.shape[0], tokens.shape[1])
         with Taps(self.layers, sites, edits, expect_shape=shape, stop=stop) as taps:
             try:
                 out = self.model(tokens, cache=make_prompt_cache(self.model) if cache is None else cache)
-                missed = [site for site in (*sites, *edits) if site not in taps.visits]
+                _refuse_missed((*sites, *edits), taps)
             except AllRead:
-                out, missed = None, []
-        if missed:
-            raise SiteError(f"{missed[0]}: this model has the module, but its forward pass never calls it")
+                out = None
         return Run(out, taps.values)
 
     def _checked_tokens(self, tokens: Any, before: int = 0) -> mx.array:
@@ -223,7 +221,7 @@ class LanguageModel:
         if temperature < 0:
             raise ConfigError(f"temperature={temperature}: expected 0 or more")
         self._checked_tokens(ids, before=max_tokens - 1)
-        edits = {Site.parse(site): function for site, function in (interventions or {}).items()}
+        edits = _edits(interventions)
         if temperature:
             mx.random.seed(seed)
         with Taps(self.layers, (), edits) as taps:
@@ -231,8 +229,7 @@ class LanguageModel:
                 self.model, self.tokenizer, ids, max_tokens=max_tokens, sampler=make_sampler(temperature)
             )
             text = "".join(step.text for step in steps)
-        if missed := [site for site in edits if site not in taps.visits]:
-            raise SiteError(f"{missed[0]}: this model has the module, but its forward pass never calls it")
+        _refuse_missed(edits, taps)
         return text
 
     def get_token_predictions(self, logits: mx.array, top_k: int = 10) -> list[TokenPrediction]:
@@ -267,7 +264,7 @@ class Trace:
     tokens: mx.array = field(init=False)
 
     def __post_init__(self):
-        with Taps(self.model.layers, (), {Site.parse(s): f for s, f in self.interventions.items()}):
+        with Taps(self.model.layers, (), _edits(self.interventions)):
             pass  # refuses what no model has, before anything is computed
         self.lengths = tuple(len(ids) for ids in self.token_ids)
         self.tokens = mx.array(padded(self.token_ids))
@@ -368,6 +365,24 @@ def _has(layer: nn.Module, site: Site) -> bool:
     except SiteError:
         return False
     return True
+
+
+def _edits(interventions: Interventions | None) -> dict[Site, Edit]:
+    """Interventions by site; `SiteError` where two spellings name the same one, since one would be lost."""
+    edits: dict[Site, Edit] = {}
+    for name, function in (interventions or {}).items():
+        site = Site.parse(name)
+        if site in edits:
+            raise SiteError(f"{name}: {site} has two interventions; give one")
+        edits[site] = function
+    return edits
+
+
+def _refuse_missed(sites: Iterable[Site], taps: Taps) -> None:
+    """Raise `SiteError` for a site that the finished pass did not come by."""
+    for site in sites:
+        if site not in taps.visits:
+            raise SiteError(f"{site}: this model has the module, but its forward pass never calls it")
 
 
 def _offset(cache: Any) -> int:

@@ -13,6 +13,7 @@ from hubsae.errors import ConfigError, DataError
 from hubsae.settings import check_types
 
 _TEXTS_AT_ONCE = 256
+_GROUP_BYTES = 64 << 20
 _LONG_DOCUMENT = 4  # chunks; longer documents are split between training and held-out by chunk
 
 
@@ -205,3 +206,17 @@ def take_rows(stream: Iterable[Chunk], n_rows: int) -> Iterator[Chunk]:
 def count_rows(stream: Iterable[Chunk]) -> int:
     """How many rows the chunks make."""
     return sum(chunk.n_rows for chunk in stream)
+
+
+def groups(stream: Iterable[Chunk], width: int, max_bytes: int = _GROUP_BYTES) -> Iterator[list[Chunk]]:
+    """Lists of chunks whose fp32 rows of `width` columns reach `max_bytes`, the last one smaller."""
+    group: list[Chunk] = []
+    size = 0
+    for chunk in stream:
+        group.append(chunk)
+        size += 4 * width * chunk.n_rows
+        if size >= max_bytes:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

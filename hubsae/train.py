@@ -179,8 +179,8 @@ def train(
     """A `kind` trained on `n_rows` rows (all epochs together) that arrive in `batches`.
 
     A batch is x (b, d_in), or (x, y) where reads and writes differ; raw activations, all of `config.batch_for` rows but
-    the last. `progress` is called with (step, steps, numbers). The log and the settings end in `statistics`. Raises
-    `ConfigError` where the data is too little, `DataError` where it is not finite or ends before 100 steps.
+    the last. `progress` is called with (step, steps, numbers). The log ends in `statistics`. Raises `ConfigError`
+    where the data is too little, `DataError` where it is not finite or ends before half of the rows or 100 steps.
     """
     started = time.time()
     n_steps = replace(config, num_epochs=1, batch_size=config.batch_for(n_rows)).steps_for(n_rows)

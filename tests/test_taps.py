@@ -218,3 +218,8 @@ def test_an_intervention_may_run_the_model_itself(llama):
 def test_an_intervention_that_is_no_function_is_refused(llama):
     with pytest.raises(SiteError, match="has to be a function"):
         llama.run(TOKENS, edit={"layers.1": 3})
+
+
+def test_two_spellings_of_one_site_are_refused_rather_than_one_lost(llama):
+    with pytest.raises(SiteError, match="has two interventions"):
+        llama.run(TOKENS, edit={"layers.1": lambda x: x * 0, "model.layers.1.residual": lambda x: x})
