@@ -11,19 +11,22 @@ from hubsae import backend
 backend.prepare()  # before anything imports mlx.core
 
 if TYPE_CHECKING:
-    from hubsae.activations import ActivationDataset
-    from hubsae.api import SAE, Crosscoder, InterpretableModel, Transcoder, load_sae
+    from hubsae.api import SAE, Crosscoder, InterpretableModel, SAETrainer, Transcoder, load_sae, train_crosscoder
+    from hubsae.curation import Curation
+    from hubsae.dataset import ActivationDataset
     from hubsae.dictionary import Dictionary, DictionaryConfig
     from hubsae.errors import HubsaeError, HubsaeWarning
     from hubsae.evaluate import Evaluation
-    from hubsae.recipe import SAEConfig
+    from hubsae.recipe import CrosscoderConfig, SAEConfig, TranscoderConfig
     from hubsae.sites import Site
     from hubsae.sparse import SparseCode
     from hubsae.tokens import TokenConfig
 
 _HOMES = {
-    "ActivationDataset": "activations",
+    "ActivationDataset": "dataset",
     "Crosscoder": "api",
+    "CrosscoderConfig": "recipe",
+    "Curation": "curation",
     "Dictionary": "dictionary",
     "DictionaryConfig": "dictionary",
     "Evaluation": "evaluate",
@@ -32,17 +35,22 @@ _HOMES = {
     "InterpretableModel": "api",
     "SAE": "api",
     "SAEConfig": "recipe",
+    "SAETrainer": "api",
     "Site": "sites",
     "SparseCode": "sparse",
     "TokenConfig": "tokens",
     "Transcoder": "api",
+    "TranscoderConfig": "recipe",
     "load_sae": "api",
+    "train_crosscoder": "api",
 }
 
 __all__ = [
     "SAE",
     "ActivationDataset",
     "Crosscoder",
+    "CrosscoderConfig",
+    "Curation",
     "Dictionary",
     "DictionaryConfig",
     "Evaluation",
@@ -50,11 +58,14 @@ __all__ = [
     "HubsaeWarning",
     "InterpretableModel",
     "SAEConfig",
+    "SAETrainer",
     "Site",
     "SparseCode",
     "TokenConfig",
     "Transcoder",
+    "TranscoderConfig",
     "load_sae",
+    "train_crosscoder",
 ]
 
 

@@ -26,12 +26,14 @@ class ActivationCache:
     A shard is written whole before the manifest names it, so a harvest that was stopped goes on after the last one.
     """
 
-    def __init__(self, folder: Path, model: BaseModel, sites: Sequence[Site], widths: Sequence[int], options: dict):
+    def __init__(
+        self, folder: Path, models: Sequence[BaseModel], sites: Sequence[Site], widths: Sequence[int], options: dict
+    ):
         self.folder = folder.expanduser()
         self._width = sum(widths)
         self._header = {
             "format_version": _FORMAT_VERSION,
-            "model": {**model.to_dict(), "requested_revision": None},
+            "models": [{**model.to_dict(), "requested_revision": None} for model in models],
             "sites": [str(site) for site in sites],
             "widths": list(widths),
             "options": options,
@@ -55,16 +57,28 @@ class ActivationCache:
                 )
         return manifest
 
-    def blocks(self, stream: Iterable[Chunk], compute: Callable[[list[Chunk]], np.ndarray]) -> Iterator[np.ndarray]:
-        """The rows of `stream` in order: read where a shard has them, computed and kept where not."""
-        manifest, stream = self._open(), iter(stream)
+    def blocks(
+        self, stream: Iterable[Chunk], compute: Callable[[list[Chunk]], np.ndarray], skip: int = 0
+    ) -> Iterator[np.ndarray]:
+        """The rows of `stream` in order: read where a shard has them, computed and kept where not.
+
+        The first `skip` blocks are passed at once, and not given.
+        """
+        found = self._blocks(self._open(), iter(stream), compute, skip)
+        for _ in islice(found, skip):
+            pass
+        return found
+
+    def _blocks(
+        self, manifest: dict, stream: Iterator[Chunk], compute: Callable[[list[Chunk]], np.ndarray], skip: int
+    ) -> Iterator[np.ndarray]:
         for number, shard in enumerate(manifest["shards"]):
             group = list(islice(stream, shard["n_chunks"]))
             if len(group) != shard["n_chunks"] or _digest(group) != shard["chunks_sha256"]:
                 raise self._other("texts", f"from chunk {sum(s['n_chunks'] for s in manifest['shards'][:number])} on")
             if number == 0:
                 self._check_probe(manifest, compute(group[:1]))
-            yield self._read(shard)
+            yield np.empty((0, self._width), np.float32) if number < skip else self._read(shard)
         if manifest["complete"]:
             if next(stream, None) is not None:
                 raise self._other("texts", "it is complete, and these texts go on")
@@ -79,12 +93,12 @@ class ActivationCache:
             manifest["complete"] = True
             self._save(manifest)
 
-    def all_blocks(self) -> Iterator[np.ndarray]:
-        """The rows of a complete cache in order, without the texts that they came from."""
+    def all_blocks(self, skip: int = 0) -> Iterator[np.ndarray]:
+        """The rows of a complete cache in order, from block `skip` on, without the texts that they came from."""
         manifest = self._open()
         if not manifest["complete"]:
             raise DataError(f"{self.folder}: this cache is not complete yet")
-        yield from map(self._read, manifest["shards"])
+        yield from map(self._read, manifest["shards"][skip:])
 
     def _write(self, number: int, group: list[Chunk], rows: np.ndarray, manifest: dict) -> dict:
         name = f"rows-{number:05d}.safetensors"
@@ -145,7 +159,7 @@ def _is_shard(entry: object) -> bool:
 
 def _digest(group: Sequence[Chunk]) -> str:
     digest = hashlib.sha256()
-    for chunk in group:
+    for chunk in (part for whole in group for part in (whole, *whole.partners)):
         digest.update(len(chunk.ids).to_bytes(4, "big") + chunk.ids.tobytes() + chunk.keep.tobytes())
     return digest.hexdigest()
 

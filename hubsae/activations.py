@@ -1,24 +1,22 @@
-"""Chunks -> rows of one or several sites, in one pass of the model, shuffled within bounded memory."""
+"""Texts -> chunks -> rows of one or several sites, of one or several models, in one pass of each."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import product
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from hubsae import tokens
-from hubsae.activation_cache import ActivationCache
-from hubsae.errors import ConfigError, DataError
+from hubsae import anchors, tokens
+from hubsae.errors import DataError, SiteError
 from hubsae.lm import LanguageModel, padded
-from hubsae.settings import as_type
-from hubsae.sites import Site, parse_sites
-from hubsae.tokens import Chunk, Split, TokenConfig, groups
+from hubsae.sites import Site, columns
+from hubsae.tokens import Chunk, TokenConfig
 
 _TOKENS_PER_PASS = 4096
-_HELD_OUT_ROWS = 50_000
-_PIECE = 8192
+
+Models = LanguageModel | Sequence[LanguageModel]
 
 
 @dataclass(frozen=True)
@@ -30,11 +28,70 @@ class Block:
     position: np.ndarray
 
 
-def harvest(model: LanguageModel, sites: Sequence[Site], group: Sequence[Chunk]) -> Block:
+class Chunks(tuple[Chunk, ...]):
+    """Texts that are cut into chunks already, with the positions that count chosen."""
+
+
+def as_models(models: Models) -> tuple[LanguageModel, ...]:
+    """One model or several -> all of them; `Site.model` counts them."""
+    return (models,) if isinstance(models, LanguageModel) else tuple(models)
+
+
+def width(models: Models, site: Site) -> int:
+    """Columns of a site; raises `SiteError` where its model is not there or lacks it."""
+    models = as_models(models)
+    if site.model >= len(models):
+        raise SiteError(f"{site}: model {site.model} of {len(models)} (they are counted from 0)")
+    return models[site.model].width(site.of(0))
+
+
+def site_product(layer: int | Sequence[int], component: str | Sequence[str], model: int = 0) -> list[Site]:
+    """The sites of every layer with every component."""
+    layers = [layer] if isinstance(layer, int) or not isinstance(layer, Sequence) else layer
+    components = [component] if isinstance(component, str) else component
+    return [Site(layer, component, model) for layer, component in product(layers, components)]
+
+
+def read_chunks(models: Models, texts: Any, config: TokenConfig) -> Iterator[Chunk]:
+    """Chunks of texts: of one model all tokens that count, of several the places where their tokens end together."""
+    models = as_models(models)
+    if isinstance(texts, Chunks):
+        return iter(texts)
+    contexts = [config.context_for(model.max_positions) for model in models]
+    stream = tokens.iterate_texts(texts, config.text_column)
+    if len(models) == 1:
+        return tokens.chunks(stream, models[0].tokenizer, config, contexts[0])
+    return anchors.paired_chunks(stream, [model.tokenizer for model in models], config, contexts)
+
+
+def harvest(models: Models, sites: Sequence[Site], group: Sequence[Chunk]) -> Block:
     """The rows of a group of chunks: sites side by side, fp32. Chunks of similar length share a pass.
 
     Raises `DataError` with the place of the first value that is not finite.
     """
+    models = as_models(models)
+    if len(models) == 1:
+        return _harvest(models[0], sites, group)
+    where = columns(sites, [width(models, site) for site in sites])
+    rows = np.empty((sum(c.n_rows for c in group), sum(width(models, s) for s in sites)), np.float32)
+    first: Block | None = None
+    for number, model in enumerate(models):
+        own = [site for site in sites if site.model == number]
+        block = _harvest(model, [site.of(0) for site in own], [chunk.of(number) for chunk in group]) if own else None
+        if block is None:
+            continue
+        order = np.lexsort((block.position, block.chunk))  # the same order of rows for all models
+        start = 0
+        for site in own:
+            n = width(models, site)
+            rows[:, where[site]] = block.rows[order, start : start + n]
+            start += n
+        first = first or Block(rows, block.chunk[order], block.position[order])
+    assert first is not None
+    return first
+
+
+def _harvest(model: LanguageModel, sites: Sequence[Site], group: Sequence[Chunk]) -> Block:
     order = sorted(range(len(group)), key=lambda i: len(group[i].ids))
     parts: list[np.ndarray] = []
     chunk_of: list[np.ndarray] = []
@@ -95,161 +152,3 @@ def _check_finite(model: LanguageModel, sites: Sequence[Site], group: Sequence[C
                 "Load it in a wider type (bfloat16 or float32)"
             )
         start += width
-
-
-def shuffled(blocks: Iterable[np.ndarray], capacity: int, seed: int) -> Iterator[np.ndarray]:
-    """The same rows in blocks, each exactly once, mixed through a buffer of `capacity` rows.
-
-    Arriving rows take the places of rows drawn at random from the full buffer; what is left at the end is permuted.
-    """
-    rng = np.random.default_rng(seed)
-    buffer, filled = np.zeros((0, 0), np.float32), 0
-    for rows in blocks:
-        if filled == 0:
-            buffer = np.empty((capacity, rows.shape[1]), np.float32)
-        fits = min(len(rows), capacity - filled)
-        buffer[filled : filled + fits] = rows[:fits]
-        filled += fits
-        for start in range(fits, len(rows), capacity):
-            part = rows[start : start + capacity]
-            places = rng.choice(capacity, len(part), replace=False)
-            out = buffer[places]
-            buffer[places] = part
-            yield out
-    yield from permuted(buffer[:filled], rng)
-
-
-def permuted(rows: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """All rows in random order, in pieces, so that no second copy of them is made."""
-    order = rng.permutation(len(rows))
-    for start in range(0, len(rows), _PIECE):
-        yield rows[order[start : start + _PIECE]]
-
-
-def batches(blocks: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
-    """Rows in blocks of exactly `batch_size`; the last one holds what is left."""
-    rest: list[np.ndarray] = []
-    n = 0
-    for rows in blocks:
-        rest.append(rows)
-        n += len(rows)
-        if n < batch_size:
-            continue
-        joined = np.concatenate(rest) if len(rest) > 1 else rows
-        full = n - n % batch_size
-        for start in range(0, full, batch_size):
-            yield joined[start : start + batch_size]
-        rest, n = [joined[full:]], n % batch_size
-    if n:
-        yield np.concatenate(rest)
-
-
-class ActivationDataset:
-    """Activations of a model on texts, computed once and served in shuffled batches.
-
-    texts: a list, any iterable, or a `datasets` dataset (streaming too). Sources without a length need `max_rows`;
-    without it the tokens of all texts (not their activations) are held in memory, some 5 bytes each.
-    max_rows: stop after so many rows (tokens that count). held_out: share of the documents kept from training, as
-    `held_out_chunks` (complete once the training rows have been read). cache_dir: keep the rows on disk; a cache of
-    another model, of other texts or options is refused, an unfinished one is continued.
-    """
-
-    def __init__(
-        self,
-        model: LanguageModel,
-        sites: Site | str | Sequence[Site | str],
-        texts: Any,
-        *,
-        tokens_config: TokenConfig | None = None,
-        max_rows: int | None = None,
-        held_out: float = 0.0,
-        cache_dir: str | Path | None = None,
-        buffer_mb: int = 512,
-    ):
-        if not 0 <= held_out < 1:
-            raise ConfigError(f"held_out={held_out}: expected a share from 0 to below 1")
-        if max_rows is not None and as_type(max_rows, int, "training_tokens") < 1:
-            raise ConfigError(f"training_tokens (max_rows here) is {max_rows}: expected at least 1")
-        if buffer_mb < 1:
-            raise ConfigError(f"buffer_mb={buffer_mb}: expected at least 1")
-        self.model, self.sites = model, parse_sites(sites)
-        self.widths = tuple(model.width(site) for site in self.sites)  # refuses unknown sites before any long work
-        self.config = tokens_config or TokenConfig()
-        self.context = self.config.context_for(model.max_positions)
-        self.capacity = max(1, (buffer_mb << 20) // (4 * sum(self.widths)))
-        self._cache_dir = Path(cache_dir) if cache_dir is not None else None
-        texts_stream = tokens.iterate_texts(texts, self.config.text_column)
-        chunk_stream = tokens.chunks(texts_stream, model.tokenizer, self.config, self.context)
-        self._split = Split(chunk_stream, held_out, limit=_HELD_OUT_ROWS)
-        source = {"held_out": held_out, "max_rows": max_rows}
-        self._cache_options = {**self.describe(), **source}
-        if max_rows is None:
-            if not hasattr(texts, "__len__"):
-                raise ConfigError(
-                    f"the length of this {type(texts).__name__} is unknown, so training cannot be planned; set "
-                    "training_tokens (max_rows here) to the number of tokens to use, or give a list"
-                )
-            self._chunks: Iterable[Chunk] = list(self._split)
-            self.n_rows = tokens.count_rows(self._chunks)
-        else:
-            self._chunks = tokens.take_rows(self._split, max_rows)
-            self.n_rows = max_rows
-
-    @property
-    def held_out_chunks(self) -> list[Chunk]:
-        """The chunks kept from training that have been met so far."""
-        return self._split.held_out
-
-    def describe(self) -> dict:
-        """The settings that shape the rows, for configs and manifests."""
-        return {
-            "context_size": self.context,
-            "skip_positions": self.config.skip_positions,
-            "skip_special": self.config.skip_special,
-            "add_special_tokens": self.config.add_special_tokens,
-        }
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        """The training rows in harvest order, from the cache where there is one."""
-        if self._chunks is None:
-            raise DataError("these activations were streamed once already; give cache_dir to read them again")
-        stream = iter(self._chunks)
-        if not isinstance(self._chunks, list):
-            self._chunks = None  # type: ignore[assignment]
-        if self._cache_dir is None:
-            found: Iterable[np.ndarray] = (
-                harvest(self.model, self.sites, g).rows for g in groups(stream, sum(self.widths))
-            )
-        else:
-            found = self._cache(self._cache_dir).blocks(stream, lambda g: harvest(self.model, self.sites, g).rows)
-        yield from found
-
-    def _cache(self, folder: Path) -> ActivationCache:
-        return ActivationCache(folder, self.model.identity, self.sites, self.widths, self._cache_options)
-
-    def batches(self, batch_size: int, *, seed: int = 0, epochs: int = 1) -> Iterator[mx.array]:
-        """Shuffled (b, d) rows; the last batch of all holds what is left. Every epoch is shuffled anew.
-
-        Activations are computed once: several epochs need `cache_dir`, or rows that fit the buffer.
-        """
-        in_memory = self.n_rows <= self.capacity
-        if epochs > 1 and not in_memory and self._cache_dir is None:
-            raise ConfigError(
-                f"{epochs} epochs over {self.n_rows:,} rows of width {sum(self.widths)} do not fit the buffer of "
-                f"{self.capacity:,} rows; give cache_dir (rows are kept on disk) or a larger buffer_mb"
-            )
-        yield from map(mx.array, batches(self._epochs(seed, epochs, in_memory), batch_size))
-
-    def _epochs(self, seed: int, epochs: int, in_memory: bool) -> Iterator[np.ndarray]:
-        if in_memory:
-            everything, filled = np.empty((self.n_rows, sum(self.widths)), np.float32), 0
-            for rows in self.blocks():
-                everything[filled : filled + len(rows)] = rows
-                filled += len(rows)
-            for epoch in range(epochs):
-                yield from permuted(everything[:filled], np.random.default_rng([seed, epoch]))
-            return
-        yield from shuffled(self.blocks(), self.capacity, seed)
-        for epoch in range(1, epochs):
-            assert self._cache_dir is not None
-            yield from shuffled(self._cache(self._cache_dir).all_blocks(), self.capacity, seed + epoch)

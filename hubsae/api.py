@@ -1,60 +1,72 @@
-"""What a user holds: `InterpretableModel`, the three kinds of dictionary, and `load_sae`."""
+"""What a user holds: `InterpretableModel`, the three kinds of dictionary, `SAETrainer`, and `load_sae`."""
 
-import re
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-from hubsae import backend, evaluate
-from hubsae.activations import ActivationDataset
-from hubsae.dictionary import Dictionary, DictionaryConfig
-from hubsae.errors import ConfigError, DataError, SiteError, warn
+import numpy as np
+
+from hubsae import diffing, evaluate
+from hubsae.activations import site_product
+from hubsae.activations import width as width_of
+from hubsae.dictionary import Dictionary
+from hubsae.diffing import LatentScaling
+from hubsae.errors import ConfigError, SiteError
 from hubsae.evaluate import Evaluation
-from hubsae.hub import check_target
-from hubsae.hub_client import library_version
+from hubsae.fit import Run, fit, wanted
 from hubsae.identity import Check, Difference, check_policy
 from hubsae.lm import LanguageModel
-from hubsae.recipe import SAEConfig
+from hubsae.recipe import CrosscoderConfig, SAEConfig, TranscoderConfig
+from hubsae.report import ReportTo
 from hubsae.settings import as_type
-from hubsae.sites import Site
+from hubsae.sites import Site, parse_sites
 from hubsae.tokens import TokenConfig
-from hubsae.train import train
 
 
 class BoundDictionary(Dictionary):
-    """A dictionary with what can be asked of it together with its language model; `model` is the one it is bound to."""
+    """A dictionary with what can be asked of it together with its language model or models, `models` when bound."""
 
-    model: LanguageModel | None = None
+    models: tuple[LanguageModel, ...] = ()
+
+    @property
+    def model(self) -> LanguageModel | None:
+        """The language model it is bound to; the first where there are several."""
+        return self.models[0] if self.models else None
 
     def bind(self, model: Any, check: Check = "warn") -> list[Difference]:
-        """Compare with `model` (an `InterpretableModel`, or what makes one) and keep it; returns all differences.
+        """Compare with `model` (an `InterpretableModel`, what makes one, or a list of them); returns all differences.
 
         Raises `CompatibilityError` as `check` says, and stays unbound then.
         """
-        model = as_model(model)
-        differences = self.check(model.identity, self._widths(model), check)
-        self.model = model
+        models = as_models(model)
+        differences = self.check([m.identity for m in models], self._widths(models), check)
+        self.models = models
         return differences
 
     def is_compatible(self, model: Any, layer: int | None = None, component: str | None = None) -> bool:
         """Whether it fits the model's structure (and reads at that layer and component, where they are given)."""
-        model = as_model(model)
-        first = self.config.read_sites[0]
-        here = layer in (None, first.layer)
-        if component is not None:
-            here = here and Site(first.layer, component) == first
-        return here and not any(d.severity == "error" for d in self.compare(model.identity, self._widths(model)))
+        models = as_models(model)
+        reads = self.config.read_sites
+        here = any(
+            layer in (None, s.layer) and (component is None or Site(s.layer, component, s.model) == s) for s in reads
+        )
+        found = self.compare([m.identity for m in models], self._widths(models))
+        return here and not any(d.severity == "error" for d in found)
 
-    def _widths(self, model: LanguageModel) -> dict[Site, int]:
-        found = model.sites()
+    def _widths(self, models: Sequence[LanguageModel]) -> dict[Site, int]:
+        found = {}
         for site in (*self.config.read_sites, *self.config.write_sites):
-            if site not in found and site.layer < model.n_layers:
-                try:
-                    found[site] = model.width(site)
-                except SiteError:  # reported as a difference
-                    continue
+            try:
+                found[site] = width_of(models, site)
+            except SiteError:  # reported as a difference
+                continue
         return found
+
+    def _bound(self, model: Any) -> tuple[LanguageModel, ...]:
+        if model is None and not self.models:
+            raise ConfigError(f"this {self.config.kind} is bound to no model; call bind(model), or give the model here")
+        return self.models if model is None else as_models(model)
 
     def evaluate(
         self, model: Any = None, texts: Any = None, *, max_rows: int = 50_000, text_column: str = "text"
@@ -62,9 +74,7 @@ class BoundDictionary(Dictionary):
         """Judge it on texts it was not trained on, with `model` or the model it is bound to (see `Evaluation`)."""
         if texts is None:
             raise ConfigError("evaluate needs texts: evaluate(model, texts), or evaluate(texts=...) when bound")
-        if model is None and self.model is None:
-            raise ConfigError("this dictionary is bound to no model; give evaluate(model, texts)")
-        return evaluate.evaluate(self, as_model(model or self.model), texts, max_rows=max_rows, text_column=text_column)
+        return evaluate.evaluate(self, self._bound(model), texts, max_rows=max_rows, text_column=text_column)
 
     @classmethod
     def taken_from(cls, other: Dictionary) -> Self:
@@ -87,9 +97,17 @@ class Transcoder(BoundDictionary):
 
 
 class Crosscoder(BoundDictionary):
-    """Reads several sites at once and writes the same ones from one code."""
+    """Reads several sites at once, of one or several models, and writes the same ones from one code."""
 
     kind = "crosscoder"
+
+    def relative_norms(self) -> np.ndarray:
+        """(F, sites) shares of each feature's decoder norm; see `diffing.relative_norms`."""
+        return diffing.relative_norms(self)
+
+    def latent_scaling(self, texts: Any, model: Any = None, *, max_rows: int = 50_000) -> LatentScaling:
+        """How far each site really uses each feature, by least squares on texts; see `diffing.latent_scaling`."""
+        return diffing.latent_scaling(self, self._bound(model), texts, max_rows=max_rows)
 
 
 _KINDS: dict[str, type[BoundDictionary]] = {"sae": SAE, "transcoder": Transcoder, "crosscoder": Crosscoder}
@@ -98,6 +116,12 @@ _KINDS: dict[str, type[BoundDictionary]] = {"sae": SAE, "transcoder": Transcoder
 def as_model(source: Any) -> LanguageModel:
     """An `InterpretableModel` from itself, a repository id, a folder or a (model, tokenizer) pair."""
     return source if isinstance(source, LanguageModel) else InterpretableModel(source)
+
+
+def as_models(source: Any) -> tuple[LanguageModel, ...]:
+    """One model or a list of them, each as `as_model` takes it."""
+    several = isinstance(source, tuple) and all(isinstance(s, LanguageModel | str | Path) for s in source)
+    return tuple(map(as_model, source)) if several or isinstance(source, list) else (as_model(source),)
 
 
 def load_sae(
@@ -114,7 +138,7 @@ def load_sae(
     """The `SAE`, `Transcoder` or `Crosscoder` of a folder or Hub repository, compared with `model` where one is given.
 
     A structure that does not fit raises `CompatibilityError`; other weights, tokenizer, quantisation or repository than
-    recorded warn (`check="strict"` raises, `"ignore"` does neither).
+    recorded warn (`check="strict"` raises, `"ignore"` does neither). What reads several models takes a list of them.
     """
     check_policy(check)
     found = Dictionary.from_pretrained(
@@ -136,9 +160,9 @@ class InterpretableModel(LanguageModel):
 
     def train_sae(
         self,
-        layer: int,
+        layer: int | Sequence[int],
         dataset: Any,
-        component: str = "mlp",
+        component: str | Sequence[str] = "mlp",
         save_path: str | Path | None = None,
         config: SAEConfig | None = None,
         *,
@@ -146,116 +170,198 @@ class InterpretableModel(LanguageModel):
         tokens: TokenConfig | None = None,
         dataset_name: str | None = None,
         cache_dir: str | Path | None = None,
+        checkpoint_dir: str | Path | None = None,
+        report_to: ReportTo = None,
         progress: bool = True,
         **overrides: Any,
-    ) -> SAE:
+    ) -> Any:
         """An `SAE` of one site, trained on `dataset` and judged on the share of it that was held out.
 
-        dataset: a list of texts, any iterable, or a `datasets` dataset; one without a length (streaming) needs
-        `training_tokens`. dataset_name: what the card calls it, a Hub id where it is one. `config` holds the settings;
-        single ones can be given by name, as in `train_sae(..., k=64)`. With `save_path` the folder is written too.
-        Nothing long is done before the settings, the site and the amount of data are known to work.
+        dataset: a list of texts, any iterable, a `datasets` dataset, or an `ActivationDataset`; one without a length
+        (streaming) needs `training_tokens`. `config` holds the settings; single ones can be given by name, as in
+        `train_sae(..., k=64)`. A list of layers, of components, or of values of a setting (`k=[16, 64]`, `seed=[1, 2]`)
+        trains an SAE for each combination in one pass of the model, and returns them as a list in that order.
+
+        With `save_path` the folder is written too (several: a folder for each under it). dataset_name: what the card
+        calls the data, a Hub id where it is one. cache_dir keeps activations on disk; checkpoint_dir keeps the state
+        of the run, so that the same call goes on where it was stopped and ends with the same weights. report_to: a
+        function that takes log rows, or "trackio". Nothing long is done before the settings, the sites and the amount
+        of data are known to work.
         """
-        config = (config or SAEConfig()).updated(**overrides)
-        layer = as_type(layer, int, "layer")
-        if save_path is not None:
-            check_target(save_path)
-        data = ActivationDataset(
-            self,
-            Site(layer, component),
-            dataset,
-            tokens_config=tokens,
-            max_rows=training_tokens,
-            held_out=config.validation_split,
-            cache_dir=cache_dir,
-        )
-        description = self._description(data, config)
-        steps = config.steps_for(data.n_rows)
-        total = data.n_rows * config.num_epochs
-        batches = data.batches(config.batch_for(total), seed=config.seed, epochs=config.num_epochs)
-        with _Bar(steps, progress) as bar:
-            sae: SAE = train(batches, total, description, config, kind=SAE, progress=bar)
-        sae.model = self
-        name = dataset_name or _dataset_name(dataset)
-        sae.statistics |= {
-            "recipe": asdict(config),
-            "data": {"name": name, "epochs": config.num_epochs, **data.describe()},
-            "environment": _environment(),
-        }
-        if save_path is not None:
-            sae.save(save_path)  # kept, whatever happens while it is judged
-        if config.validation_split and self._judge(sae, data, name, _hub_id(dataset_name)) and save_path is not None:
-            sae.save(save_path)
-        return sae
+        sites = [((site,), (site,)) for site in site_product(_layers(layer), component)]
+        several = isinstance(layer, Sequence) or not isinstance(component, str)
+        found = _trained([self], sites, SAE, config or SAEConfig(), dataset, overrides, _run(locals()))
+        return _one_or_all(found, several, overrides)
 
-    def _judge(self, sae: SAE, data: ActivationDataset, name: str, dataset_id: str | None) -> bool:
-        """Fill `sae.metrics` from the texts held out; warns and returns False where they are too few."""
-        try:
-            result = evaluate.evaluate_chunks(sae, self, data.held_out_chunks)
-        except DataError as error:
-            warn(
-                f"the dictionary is trained but not judged: of so few texts hardly any were held out ({error}). "
-                "Call evaluate with other texts, or raise validation_split",
+    def train_transcoder(
+        self,
+        from_layer: int,
+        to_layer: int,
+        dataset: Any,
+        component: str = "mlp",
+        from_component: str | None = None,
+        to_component: str | None = None,
+        save_path: str | Path | None = None,
+        config: TranscoderConfig | None = None,
+        *,
+        training_tokens: int | None = None,
+        tokens: TokenConfig | None = None,
+        dataset_name: str | None = None,
+        cache_dir: str | Path | None = None,
+        checkpoint_dir: str | Path | None = None,
+        report_to: ReportTo = None,
+        progress: bool = True,
+        **overrides: Any,
+    ) -> Any:
+        """A `Transcoder` that reads a component of `from_layer` and predicts one of `to_layer`.
+
+        Without from_component and to_component both are `component`; within one layer what is read is then its input,
+        so `train_transcoder(5, 5, texts)` goes from `mlp_in` to `mlp`, the usual sense (Dunefsky et al. 2024). The rest
+        is as in `train_sae`; lists of values of settings give a list of transcoders.
+        """
+        same_layer = from_layer == to_layer
+        read = from_component or (f"{component}_in" if same_layer and to_component is None else component)
+        reads = Site(as_type(from_layer, int, "from_layer"), read)
+        writes = Site(as_type(to_layer, int, "to_layer"), to_component or component)
+        if reads == writes:
+            raise ConfigError(
+                f"a transcoder that reads and writes {reads} is an SAE; use train_sae, or other components"
             )
-            return False
-        label = f"{name}: texts held out from training"
-        sae.metrics = {**result.to_dict(), "data": {"name": label, "dataset": dataset_id}}
-        return True
+        settings = _settings(config, TranscoderConfig)
+        sites = [((reads,), (writes,))]
+        found = _trained([self], sites, Transcoder, settings, dataset, overrides, _run(locals()))
+        return _one_or_all(found, False, overrides)
 
-    def _description(self, data: ActivationDataset, config: SAEConfig) -> DictionaryConfig:
-        sites = tuple(map(str, data.sites))
-        return DictionaryConfig(
-            reads=sites,
-            read_widths=data.widths,
-            writes=sites,
-            write_widths=data.widths,
-            n_features=config.expansion_factor * sum(data.widths),
-            sparsity=config.rule().to_dict(),
-            base_model=self.identity.to_dict(),
-            tokens=data.describe(),
+    def train_crosscoder(
+        self,
+        dataset: Any,
+        layer: int | None = None,
+        layers: Sequence[int] | None = None,
+        component: str = "mlp",
+        components: Sequence[str] | None = None,
+        save_path: str | Path | None = None,
+        config: CrosscoderConfig | None = None,
+        *,
+        training_tokens: int | None = None,
+        tokens: TokenConfig | None = None,
+        dataset_name: str | None = None,
+        cache_dir: str | Path | None = None,
+        checkpoint_dir: str | Path | None = None,
+        report_to: ReportTo = None,
+        progress: bool = True,
+        **overrides: Any,
+    ) -> Any:
+        """A `Crosscoder` of several components of a layer, or of one component over several layers (or of all of both).
+
+        The rest is as in `train_sae`; lists of values of settings give a list of crosscoders.
+        """
+        if (layer is None) == (layers is None):
+            raise ConfigError("give either layer=, with several components=, or layers=[...]")
+        sites = tuple(site_product(_layers(layers if layer is None else layer), components or component))
+        return _crosscoder([self], sites, dataset, config, overrides, _run(locals()))
+
+
+def train_crosscoder(
+    models: Sequence[Any],
+    dataset: Any,
+    sites: Sequence[str | Site] | None = None,
+    save_path: str | Path | None = None,
+    config: CrosscoderConfig | None = None,
+    *,
+    layers: int | Sequence[int] | None = None,
+    component: str = "residual",
+    training_tokens: int | None = None,
+    tokens: TokenConfig | None = None,
+    dataset_name: str | None = None,
+    cache_dir: str | Path | None = None,
+    checkpoint_dir: str | Path | None = None,
+    report_to: ReportTo = None,
+    progress: bool = True,
+    **overrides: Any,
+) -> Any:
+    """A `Crosscoder` of several models on the same texts, at the tokens that end at the same character in all of them.
+
+    layers: one for each model, or one number for all. Or `sites` says it in full: `["layers.1.residual",
+    "1:layers.2.residual"]` reads model 0 and model 1. Widths and tokenizers may differ. The rest is as in
+    `InterpretableModel.train_sae`.
+    """
+    found = [as_model(model) for model in models]
+    if (layers is None) == (sites is None):
+        raise ConfigError("give either layers=, one for each model, or sites=")
+    if sites is None:
+        each = [layers] * len(found) if isinstance(layers, int) else list(layers or ())
+        if len(each) != len(found):
+            raise ConfigError(f"layers={each}: expected one for each of the {len(found)} models")
+        sites = [Site(as_type(layer, int, "layers"), component, i) for i, layer in enumerate(each)]
+    return _crosscoder(found, parse_sites(sites), dataset, config, overrides, _run(locals()))
+
+
+class SAETrainer:
+    """Trains SAEs with one set of settings: `SAETrainer(config).train(model=..., layer=..., dataset=...)`."""
+
+    def __init__(self, config: SAEConfig | None = None):
+        self.config = config or SAEConfig()
+
+    def train(
+        self,
+        *,
+        model: Any,
+        layer: int | Sequence[int],
+        dataset: Any,
+        component: str | Sequence[str] = "mlp",
+        config: SAEConfig | None = None,
+        **options: Any,
+    ) -> Any:
+        """As `InterpretableModel.train_sae`; `options` are its other arguments, single settings too."""
+        model = model if isinstance(model, InterpretableModel) else InterpretableModel(model)
+        return model.train_sae(layer, dataset, component, config=config or self.config, **options)
+
+
+def _crosscoder(
+    models: list[LanguageModel], sites: tuple[Site, ...], dataset: Any, config: Any, overrides: dict, run: Run
+) -> Any:
+    if len(sites) < 2 or {site.model for site in sites} != set(range(len(models))):
+        raise ConfigError(
+            f"a crosscoder of {len(models)} models reads {', '.join(map(str, sites))}: expected at least two sites, "
+            "and one of each model"
         )
+    settings = _settings(config, CrosscoderConfig)
+    found = _trained(models, [(sites, sites)], Crosscoder, settings, dataset, overrides, run)
+    return _one_or_all(found, False, overrides)
 
 
-def _dataset_name(dataset: Any) -> str:
-    info = getattr(dataset, "info", None)
-    name = getattr(info, "dataset_name", None)
-    if name:
-        return f"{name}, split {dataset.split}" if getattr(dataset, "split", None) else str(name)
-    return f"{len(dataset):,} texts" if hasattr(dataset, "__len__") else "a stream of texts"
+def _trained(models: Any, sites: Any, kind: Any, config: Any, dataset: Any, overrides: dict, run: Run) -> list[Any]:
+    found = fit(models, wanted(sites, config, overrides), kind, dataset, run)
+    for dictionary in found:
+        dictionary.models = tuple(models)
+    return found
 
 
-def _hub_id(name: str | None) -> str | None:
-    """The name if it can be a dataset repository's id: only such a name may stand in the card's metadata."""
-    return name if name and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) else None
+def _settings(config: SAEConfig | None, kind: type[SAEConfig]) -> SAEConfig:
+    """The settings of a kind; those of a plain `SAEConfig` are taken over, other kinds' are refused."""
+    if config is None or type(config) is kind:
+        return config or kind()
+    if type(config) is not SAEConfig:
+        raise ConfigError(f"config is a {type(config).__name__}; a {kind.kind} takes a {kind.__name__}")
+    return kind(**asdict(config))
 
 
-def _environment() -> dict:
-    found = backend.describe()
-    return {
-        "hubsae": library_version(),
-        "mlx": found.mlx_version,
-        "device": found.device_name,
-        "blas": found.blas_name,
-        "python": sys.version.split()[0],
-    }
+def _run(arguments: dict[str, Any]) -> Run:
+    return Run(**{name: arguments[name] for name in Run.__dataclass_fields__})
 
 
-class _Bar:
-    """A progress bar of training steps with fvu, l0 and dead share."""
+def _layers(layer: Any) -> Any:
+    """A layer or several, as whole numbers."""
+    return (
+        [as_type(one, int, "layer") for one in layer]
+        if isinstance(layer, list | tuple | range)
+        else as_type(layer, int, "layer")
+    )
 
-    def __init__(self, steps: int, shown: bool):
-        from tqdm import tqdm
 
-        self._bar = tqdm(total=steps, disable=not shown, unit="step", desc="training")
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.close()
-
-    def __call__(self, step: int, steps: int, numbers: dict) -> None:
-        self._bar.update(step - self._bar.n)
-        self._bar.set_postfix(
-            fvu=f"{numbers['fvu']:.3f}", l0=f"{numbers['l0']:.0f}", dead=f"{numbers['dead_share']:.1%}"
-        )
+def _one_or_all(found: list[Any], several: bool, overrides: dict) -> Any:
+    """The only dictionary, or the list where lists were asked for."""
+    swept = any(
+        isinstance(value, list) for name, value in overrides.items() if name not in ("matryoshka", "component_weights")
+    )
+    return found if several or swept else found[0]

@@ -1,6 +1,6 @@
 """`Dictionary`: read sites -> code -> write sites, and the folder it lives in."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from hubsae.hub import Artifact, Source
 from hubsae.hub_client import library_version
 from hubsae.identity import BaseModel, Check, Difference
 from hubsae.settings import as_type
-from hubsae.sites import Site, parse_sites
+from hubsae.sites import Site, columns, parse_sites
 from hubsae.sparse import SparseCode
 from hubsae.sparsity import Sparsity
 from hubsae.tokens import TokenConfig
@@ -38,7 +38,10 @@ class DictionaryConfig:
     """What a dictionary is: the content of its config.json.
 
     reads, writes: sites as text, in the order of their columns, with their widths. sparsity: the rule and settings.
-    base_model: `BaseModel` as a dict. tokens: how texts became rows (context, special tokens, what is left out).
+    skip: whether there is a linear skip connection from reads to writes. write_scales: for each written site the root
+    mean square distance of its training rows from their mean, by which norms of different sites are compared; what it
+    computes does not depend on them. base_models: `BaseModel` as a dict, for each model that the sites name.
+    tokens: how texts became rows (context, special tokens, what is left out).
     """
 
     reads: tuple[str, ...]
@@ -47,7 +50,9 @@ class DictionaryConfig:
     write_widths: tuple[int, ...]
     n_features: int
     sparsity: dict
-    base_model: dict = field(default_factory=dict)
+    skip: bool = False
+    write_scales: tuple[float, ...] = ()
+    base_models: tuple[dict, ...] = ()
     tokens: dict = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
     library_name: str = "hubsae"
@@ -55,27 +60,40 @@ class DictionaryConfig:
     kind: str = ""
 
     def __post_init__(self):
-        for name, kind in (("reads", str), ("read_widths", int), ("writes", str), ("write_widths", int)):
+        object.__setattr__(self, "base_models", self.base_models or ({},))
+        lists = {"reads": str, "read_widths": int, "writes": str, "write_widths": int, "write_scales": float}
+        for name, kind in {**lists, "base_models": dict}.items():
             if not isinstance(getattr(self, name), list | tuple):
                 raise ConfigError(f"{name}: expected a list")
             values = (as_type(value, kind, name) for value in getattr(self, name))
             object.__setattr__(self, name, tuple(values))  # JSON has lists
-        for name in ("sparsity", "base_model", "tokens"):
-            if not isinstance(getattr(self, name), dict):
-                raise ConfigError(f"{name}: expected a table of settings")
-        identity.BaseModel.from_dict(self.base_model)
+        for name in ("sparsity", "tokens"):
+            as_type(getattr(self, name), dict, name)
+        as_type(self.skip, bool, "skip")
+        for base in self.base_models:
+            identity.BaseModel.from_dict(base)
         self.token_config()
         for sites, widths in ((self.reads, self.read_widths), (self.writes, self.write_widths)):
             if not sites or len(sites) != len(widths) or min(widths) < 1:
                 raise ConfigError(f"sites {sites} with widths {widths}: each site needs one positive width")
             if len(parse_sites(sites)) != len(sites):
                 raise ConfigError(f"sites {sites}: a site stands there twice")
+        if {site.model for site in (*self.read_sites, *self.write_sites)} != set(range(len(self.base_models))):
+            raise ConfigError(
+                f"reads {self.reads} and writes {self.writes}, but {len(self.base_models)} base models are recorded"
+            )
+        if self.write_scales and (len(self.write_scales) != len(self.writes) or min(self.write_scales) <= 0):
+            raise ConfigError(f"write_scales {self.write_scales}: expected a positive one for each of {self.writes}")
         if as_type(self.n_features, int, "n_features") < 1:
             raise ConfigError(f"n_features={self.n_features!r}: expected a whole number of at least 1")
         self.rule.check(self.n_features)
         derived = kind_of(self.reads, self.writes)
         if self.kind not in ("", derived):
             raise ConfigError(f"kind={self.kind!r}, but reading {self.reads} and writing {self.writes} is {derived!r}")
+        if self.skip and derived != "transcoder":
+            raise ConfigError(
+                f"skip: a skip connection of a {derived} would copy what it reads; only transcoders have one"
+            )
         object.__setattr__(self, "kind", derived)
 
     @classmethod
@@ -118,6 +136,11 @@ class DictionaryConfig:
         return parse_sites(self.writes)
 
     @property
+    def write_columns(self) -> dict[Site, slice]:
+        """The columns of y that each written site takes."""
+        return columns(self.write_sites, self.write_widths)
+
+    @property
     def d_in(self) -> int:
         return sum(self.read_widths)
 
@@ -136,8 +159,9 @@ def kind_of(reads: tuple[str, ...], writes: tuple[str, ...]) -> str:
 class Dictionary(Artifact, nn.Module, tags=["mechanistic-interpretability"]):
     """x (n, d_in) -> code (n, F) -> y (n, d_out), in raw activations on both sides.
 
-    code = sparsity(x W_enc + b_enc), y = code W_dec + b_dec. Arrays: `W_enc` (d_in, F), `b_enc` (F,), `W_dec`
-    (F, d_out), `b_dec` (d_out,). Column f of W_enc detects feature f, row f of W_dec is what it writes.
+    code = sparsity(x W_enc + b_enc), y = code W_dec + b_dec (+ x W_skip). Arrays: `W_enc` (d_in, F), `b_enc` (F,),
+    `W_dec` (F, d_out), `b_dec` (d_out,), with a skip connection `W_skip` (d_in, d_out), and what the sparsity learnt.
+    Column f of W_enc detects feature f, row f of W_dec is what it writes.
     """
 
     card_template: ClassVar[str] = "dictionary.md"
@@ -160,12 +184,16 @@ class Dictionary(Artifact, nn.Module, tags=["mechanistic-interpretability"]):
         self.config = config
         self.W_enc, self.b_enc = arrays["W_enc"], arrays["b_enc"]
         self.W_dec, self.b_dec = arrays["W_dec"], arrays["b_dec"]
+        for name in set(arrays) - {"W_enc", "b_enc", "W_dec", "b_dec"}:
+            self[name] = arrays[name]
 
     @staticmethod
     def array_shapes(config: DictionaryConfig) -> dict[str, tuple[int, ...]]:
         """The shape that each array must have."""
         d_in, d_out, n = config.d_in, config.d_out, config.n_features
-        return {"W_enc": (d_in, n), "b_enc": (n,), "W_dec": (n, d_out), "b_dec": (d_out,)}
+        skip = {"W_skip": (d_in, d_out)} if config.skip else {}
+        shapes = {"W_enc": (d_in, n), "b_enc": (n,), "W_dec": (n, d_out), "b_dec": (d_out,)}
+        return {**shapes, **skip, **config.rule.array_shapes(n)}
 
     @cached_property
     def rule(self) -> Sparsity:
@@ -178,22 +206,39 @@ class Dictionary(Artifact, nn.Module, tags=["mechanistic-interpretability"]):
 
     @property
     def base_model(self) -> BaseModel:
-        """The language model it was made for, as recorded."""
-        return BaseModel.from_dict(self.config.base_model)
+        """The language model it was made for, as recorded; the first where there are several."""
+        return self.base_models[0]
 
-    def __repr__(self) -> str:
+    @property
+    def base_models(self) -> tuple[BaseModel, ...]:
+        """The language models that its sites belong to, as recorded."""
+        return tuple(BaseModel.from_dict(base) for base in self.config.base_models)
+
+    @property
+    def label(self) -> str:
+        """Where it reads and writes, and of which models: `"layers.10.mlp of org/name@1a2b3c4d"`."""
         c = self.config
         sites = " + ".join(c.reads) + ("" if c.reads == c.writes else f" -> {' + '.join(c.writes)}")
-        return f"{type(self).__name__}({sites} of {self.base_model.label}, F={c.n_features}, {self.rule})"
+        return f"{sites} of {' and '.join(base.label for base in self.base_models)}"
 
-    def _pre(self, x: mx.array) -> mx.array:
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.label}, F={self.n_features}, {self.rule})"
+
+    def _learned(self) -> dict[str, mx.array]:
+        return {name: self[name] for name in self.rule.array_shapes(self.n_features)}
+
+    def pre_code(self, x: mx.array) -> mx.array:
+        """(..., d_in) raw activations -> (..., F), what the sparsity chooses from."""
+        return self._checked(x) @ self.W_enc + self.b_enc
+
+    def _checked(self, x: mx.array) -> mx.array:
         x = x if isinstance(x, mx.array) else mx.array(x)
         if x.shape[-1:] != (self.config.d_in,):
             raise DataError(
                 f"activations have shape {x.shape}; this {self.config.kind} reads {self.config.d_in} columns "
                 f"({', '.join(self.config.reads)})"
             )
-        return x.astype(self.W_enc.dtype) @ self.W_enc + self.b_enc
+        return x.astype(self.W_enc.dtype)
 
     def encode(self, x: mx.array) -> mx.array:
         """(..., d_in) raw activations -> (..., F) code."""
@@ -201,7 +246,7 @@ class Dictionary(Artifact, nn.Module, tags=["mechanistic-interpretability"]):
 
     def encode_sparse(self, x: mx.array) -> SparseCode:
         """(..., d_in) raw activations -> indices and values (..., k) of the active features, largest first."""
-        return self.rule.sparse(self._pre(x))
+        return self.rule.sparse(self.pre_code(x), self._learned())
 
     def encode_slices(self, rows: np.ndarray) -> Iterator[tuple[slice, SparseCode]]:
         """(n, d_in) -> slices of the rows with their codes, each small enough that its pre-code stays under 256 MB."""
@@ -210,17 +255,20 @@ class Dictionary(Artifact, nn.Module, tags=["mechanistic-interpretability"]):
             part = slice(start, min(start + step, len(rows)))
             yield part, self.encode_sparse(mx.array(rows[part]))
 
-    def decode(self, code: mx.array | SparseCode) -> mx.array:
-        """(..., F) code, dense or sparse -> (..., d_out) raw activations."""
+    def decode(self, code: mx.array | SparseCode, x: mx.array | None = None) -> mx.array:
+        """(..., F) code, dense or sparse -> (..., d_out) raw activations; a skip connection needs what was read, x."""
         if code.shape[-1] != self.n_features:
             raise DataError(f"a code of shape {code.shape}; this {self.config.kind} has {self.n_features} features")
-        if isinstance(code, SparseCode):
-            return sparse.decode(code, self.W_dec) + self.b_dec
-        return code @ self.W_dec + self.b_dec
+        y = sparse.decode(code, self.W_dec) if isinstance(code, SparseCode) else code @ self.W_dec
+        if not self.config.skip:
+            return y + self.b_dec
+        if x is None:
+            raise DataError("this transcoder has a skip connection: give decode(code, x) the activations x it read too")
+        return y + self._checked(x) @ self.W_skip + self.b_dec
 
     def __call__(self, x: mx.array) -> mx.array:
         """(..., d_in) -> its reconstruction or prediction (..., d_out), with gradients."""
-        return self.decode(self.encode(x))
+        return self.decode(self.rule(self.pre_code(x), self._learned()), x)
 
     def arrays(self) -> dict[str, mx.array]:
         return {name: self[name] for name in self.array_shapes(self.config)}
@@ -245,8 +293,14 @@ class Dictionary(Artifact, nn.Module, tags=["mechanistic-interpretability"]):
             **{key: value for key, value in known.items() if value},
         }
 
-    def compare(self, found: BaseModel, widths: dict[Site, int] | None = None) -> list[Difference]:
-        """Differences between the recorded base model and one at hand, worst first; `widths` are that model's."""
+    def compare(
+        self, found: BaseModel | Sequence[BaseModel], widths: dict[Site, int] | None = None
+    ) -> list[Difference]:
+        """Differences between the recorded base models and those at hand, worst first; `widths` are of their sites."""
+        models = (found,) if isinstance(found, BaseModel) else tuple(found)
+        if len(models) != len(self.base_models):
+            here = ", ".join(model.label for model in models)
+            return [Difference("number of base models", len(self.base_models), f"{len(models)} ({here})", "error")]
         c = self.config
         out = []
         for verb, sites, own in (("reads", c.read_sites, c.read_widths), ("writes", c.write_sites, c.write_widths)):
@@ -256,19 +310,28 @@ class Dictionary(Artifact, nn.Module, tags=["mechanistic-interpretability"]):
                 if widths is not None and widths.get(site) != width:
                     there = f"{widths[site]} columns" if site in widths else "no such site"
                     out.append(Difference(f"{site}, which it {verb}", f"{width} columns", there, "error"))
-        return out + identity.compare(self.base_model, found)
+        for number, (recorded, model) in enumerate(zip(self.base_models, models, strict=True)):
+            which = f"model {number}: " if len(models) > 1 else ""
+            found_here = identity.compare(recorded, model)
+            out += [Difference(which + d.field, d.recorded, d.found, d.severity) for d in found_here]
+        return sorted(out, key=lambda d: identity.SEVERITIES.index(d.severity))
 
-    def check(self, found: BaseModel, widths: dict[Site, int] | None = None, check: Check = "warn") -> list[Difference]:
-        """Compare with a model at hand, then raise, warn or stay silent (see `identity.judge`)."""
+    def check(
+        self,
+        found: BaseModel | Sequence[BaseModel],
+        widths: dict[Site, int] | None = None,
+        check: Check = "warn",
+    ) -> list[Difference]:
+        """Compare with the models at hand, then raise, warn or stay silent (see `identity.judge`)."""
         what = f"{self.source or repr(self)}"
         return identity.judge(self.compare(found, widths), check, what)
 
     def card_metadata(self) -> dict:
-        base, c = self.base_model, self.config
+        c, bases = self.config, [base.repo_id for base in self.base_models if base.repo_id]
         tag = {"sae": "sparse-autoencoder"}.get(c.kind, c.kind)
         data: dict = {"tags": [*self._tags(), tag, c.sparsity["name"]]}
-        if base.repo_id:
-            data |= {"base_model": base.repo_id, "base_model_relation": "adapter"}
+        if bases:
+            data |= {"base_model": bases[0] if len(bases) == 1 else bases, "base_model_relation": "adapter"}
         if dataset := self.metrics.get("data", {}).get("dataset"):
             data["datasets"] = [dataset]
         return data
@@ -294,4 +357,4 @@ class Dictionary(Artifact, nn.Module, tags=["mechanistic-interpretability"]):
         ]
 
     def card_values(self) -> dict:
-        return {"base": self.base_model, "rule": self.rule}
+        return {"bases": self.base_models, "rule": self.rule}

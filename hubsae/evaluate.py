@@ -1,14 +1,14 @@
 """How good a dictionary is: fidelity on held-out rows, and behaviour with the reconstruction spliced into the model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from hubsae import metrics, tokens
-from hubsae.activations import harvest
+from hubsae.activations import Models, as_models, harvest, read_chunks, width
 from hubsae.dictionary import Dictionary
 from hubsae.errors import DataError
 from hubsae.lm import LanguageModel, Run, padded
@@ -27,8 +27,9 @@ class Evaluation:
     fvu, explained_variance, l0, dead_share, cosine: over `n_tokens` rows. density: (F,) share of rows in which each
     feature is active. ce_*: mean next-token cross-entropy in nats over `n_spliced_tokens` predictions, with the written
     sites replaced at the positions that count by the reconstruction, by zero, or by their mean. ce_recovered is against
-    zero ablation, ce_recovered_mean against mean ablation; kl is KL(original || spliced) in nats. intervals: 95 %
-    bootstrap over documents.
+    zero ablation, ce_recovered_mean against mean ablation; kl is KL(original || spliced) in nats. Of several models the
+    predictions of all are taken together, and ce_recovered_per_model keeps them apart. fvu_per_site: as fvu, for the
+    columns of each written site alone. intervals: 95 % bootstrap over documents.
     """
 
     n_tokens: int
@@ -47,6 +48,8 @@ class Evaluation:
     ce_recovered: float
     ce_recovered_mean: float
     kl: float
+    fvu_per_site: dict[str, float] = field(default_factory=dict)
+    ce_recovered_per_model: tuple[float, ...] = ()
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
@@ -54,6 +57,8 @@ class Evaluation:
         data = asdict(self)
         density = data.pop("density")
         data["density_log10_histogram"] = density_histogram(density)
+        data["fvu_per_site"] = {site: _finite(value) for site, value in self.fvu_per_site.items()}
+        data["ce_recovered_per_model"] = [_finite(value) for value in self.ce_recovered_per_model]
         data["intervals"] = {name: [_finite(v) for v in pair] for name, pair in self.intervals.items()}
         return {name: _finite(value) if isinstance(value, float) else value for name, value in data.items()}
 
@@ -72,6 +77,10 @@ class Evaluation:
             ("loss recovered against the mean", f"{self.ce_recovered_mean:.4f}", "ce_recovered_mean"),
             ("KL(original || spliced)", f"{self.kl:.4f} nats", "kl"),
         ]
+        if len(self.fvu_per_site) > 1:
+            rows[1:1] = [(f"  {site}", f"{value:.4f}", "") for site, value in self.fvu_per_site.items()]
+        if len(self.ce_recovered_per_model) > 1:
+            rows += [(f"  model {i}", f"{v:.4f}", "") for i, v in enumerate(self.ce_recovered_per_model)]
         lines = [f"on {self.n_tokens:,} tokens of {self.n_documents:,} documents"]
         for label, value, name in rows:
             low_high = self.intervals.get(name)
@@ -98,7 +107,7 @@ def density_histogram(density: np.ndarray) -> dict:
 
 def evaluate(
     dictionary: Dictionary,
-    model: LanguageModel,
+    model: Models,
     texts: Any,
     *,
     max_rows: int = 50_000,
@@ -106,27 +115,22 @@ def evaluate(
     text_column: str = "text",
 ) -> Evaluation:
     """Judge a dictionary on texts that it was not trained on; reads at most `max_rows` tokens that count."""
-    config = dictionary.config.token_config()
-    stream = tokens.chunks(
-        tokens.iterate_texts(texts, text_column),
-        model.tokenizer,
-        config,
-        config.context_for(model.max_positions),
-    )
-    return evaluate_chunks(
-        dictionary, model, list(tokens.take_rows(stream, max_rows)), max_spliced_rows=max_spliced_rows
-    )
+    config = replace(dictionary.config.token_config(), text_column=text_column)
+    chunks = list(tokens.take_rows(read_chunks(model, texts, config), max_rows))
+    return evaluate_chunks(dictionary, model, chunks, max_spliced_rows=max_spliced_rows)
 
 
 def evaluate_chunks(
-    dictionary: Dictionary, model: LanguageModel, chunks: Sequence[Chunk], *, max_spliced_rows: int = _MAX_SPLICED_ROWS
+    dictionary: Dictionary, model: Models, chunks: Sequence[Chunk], *, max_spliced_rows: int = _MAX_SPLICED_ROWS
 ) -> Evaluation:
     """`evaluate` on texts that are cut into chunks already."""
     if sum(chunk.n_rows for chunk in chunks) < 2:
         raise DataError("the texts have fewer than 2 tokens that count, so there is nothing to evaluate on")
-    fidelity, per_document = _fidelity(dictionary, model, chunks)
+    models = as_models(model)
+    fidelity, per_document = _fidelity(dictionary, models, chunks)
     spliced = list(tokens.take_rows(chunks, max_spliced_rows))
-    sums = _behaviour(dictionary, model, spliced, fidelity.moments.mean)
+    per_model = _behaviour(dictionary, models, spliced, fidelity.moments.mean)
+    sums = per_model.sum(axis=0)
     total = sums.sum(axis=0)
     intervals = {
         "fvu": metrics.bootstrap_interval(per_document, lambda s: s[0] / s[1]),
@@ -150,6 +154,8 @@ def evaluate_chunks(
         kl=float(means[5]),
         ce_recovered=float(_BEHAVIOUR["ce_recovered"](total)),
         ce_recovered_mean=float(_BEHAVIOUR["ce_recovered_mean"](total)),
+        fvu_per_site=fidelity.fvu_of({str(s): w for s, w in dictionary.config.write_columns.items()}),
+        ce_recovered_per_model=tuple(float(_BEHAVIOUR["ce_recovered"](m.sum(axis=0))) for m in per_model),
         intervals={name: pair for name, pair in intervals.items() if np.isfinite(pair).all()},
     )
 
@@ -162,23 +168,25 @@ _BEHAVIOUR: dict[str, Callable[[np.ndarray], float]] = {
 }
 
 
-def _fidelity(dictionary: Dictionary, model: LanguageModel, chunks: Sequence[Chunk]) -> tuple[Fidelity, np.ndarray]:
+def _fidelity(
+    dictionary: Dictionary, models: tuple[LanguageModel, ...], chunks: Sequence[Chunk]
+) -> tuple[Fidelity, np.ndarray]:
     """Fidelity over all rows; and (documents, 2): squared error and scatter about the overall mean."""
     c = dictionary.config
     sites = tuple(dict.fromkeys((*c.read_sites, *c.write_sites)))
-    where = columns(sites, [model.width(site) for site in sites])
+    where = columns(sites, [width(models, site) for site in sites])
     reads = np.concatenate([np.arange(where[s].start, where[s].stop) for s in c.read_sites])
     writes = np.concatenate([np.arange(where[s].start, where[s].stop) for s in c.write_sites])
-    same = c.reads == c.writes and len(sites) == len(c.reads)
+    same = c.reads == c.writes
     fidelity = Fidelity(dictionary.n_features)
     parts: dict[int, list] = {}
-    for group in groups(chunks, sum(model.width(site) for site in sites)):
-        block = harvest(model, sites, group)
+    for group in groups(chunks, sum(width(models, site) for site in sites)):
+        block = harvest(models, sites, group)
         x = block.rows if same else block.rows[:, reads]
         y = x if same else block.rows[:, writes]
         errors = np.empty(len(y))
         for part, code in dictionary.encode_slices(x):
-            y_hat = np.array(dictionary.decode(code))
+            y_hat = np.array(dictionary.decode(code, mx.array(x[part]) if c.skip else None))
             fidelity.add(y[part], y_hat, code.active_counts())
             errors[part] = np.square(y[part] - y_hat).sum(axis=1, dtype=np.float64)
         documents = np.array([chunk.document for chunk in group])[block.chunk]
@@ -195,45 +203,94 @@ def _fidelity(dictionary: Dictionary, model: LanguageModel, chunks: Sequence[Chu
     return fidelity, np.array(rows)
 
 
-def _behaviour(dictionary: Dictionary, model: LanguageModel, chunks: Sequence[Chunk], mean: np.ndarray) -> np.ndarray:
-    """(documents, 6): predictions, summed CE (original, spliced, zero, mean ablation), summed KL."""
-    sums: dict[int, np.ndarray] = {}
-    ablations = mx.zeros(len(mean)), mx.array(mean.astype(np.float32))
+def _behaviour(
+    dictionary: Dictionary, models: tuple[LanguageModel, ...], chunks: Sequence[Chunk], mean: np.ndarray
+) -> np.ndarray:
+    """(models, documents, 6): predictions, summed CE (original, spliced, zero, mean ablation), summed KL."""
+    written = sorted({site.model for site in dictionary.config.write_sites})
+    sums: list[dict[int, np.ndarray]] = [{} for _ in written]
+    ablations = mx.zeros((1, len(mean))), mx.array(mean.astype(np.float32))[None]
     for batch in _passes(chunks):
+        inputs = [_Input.of([chunk.of(number) for chunk in batch]) for number in range(len(models))]
+        runs = [_read(dictionary, number, models[number], given) for number, given in enumerate(inputs)]
+        x = mx.concatenate([runs[s.model].rows[s] for s in dictionary.config.read_sites], axis=-1)
+        values = (dictionary(x), *ablations)
+        for number, into in zip(written, sums, strict=True):
+            given, original = inputs[number], runs[number].log_probabilities
+            assert original is not None
+            rows, kl = [_nll(original, given.targets)], mx.array(0.0)
+            for value in values:
+                edited = models[number].run(given.ids, edit=replaced(dictionary, value, given.keep, number))
+                changed = _log_probabilities(edited, given.positions)
+                rows.append(_nll(changed, given.targets))
+                if len(rows) == 2:
+                    kl = mx.sum(mx.exp(original) * (original - changed), axis=-1)
+            table = np.stack([np.array(r, dtype=np.float64) for r in (mx.ones_like(kl), *rows, kl)], axis=1)
+            for document in np.unique(given.documents):
+                into[int(document)] = into.get(int(document), 0) + table[given.documents == document].sum(axis=0)
+    if not sums[0]:
+        raise DataError("no chunk has two tokens, so there is no next token to predict")
+    return np.stack([np.stack(list(of_model.values())) for of_model in sums])
+
+
+@dataclass(frozen=True)
+class _Input:
+    """A padded batch of chunks as one model reads it, and the flat positions whose next token is known."""
+
+    ids: np.ndarray
+    keep: np.ndarray
+    positions: mx.array
+    targets: mx.array
+    documents: np.ndarray
+
+    @classmethod
+    def of(cls, batch: Sequence[Chunk]) -> "_Input":
         ids = padded([chunk.ids for chunk in batch])
         keep = np.zeros(ids.shape, bool)
         valid = np.zeros(ids.shape, bool)
         for row, chunk in enumerate(batch):
             keep[row, : len(chunk.ids)] = chunk.keep
-            valid[row, : len(chunk.ids) - 1] = True  # positions whose next token is known
-        positions = mx.array(np.flatnonzero(valid).astype(np.int32))
-        targets = mx.array(ids[:, 1:][valid[:, :-1]])
-        run = model.run(ids, read=dictionary.config.read_sites)
-        x = mx.concatenate([run.activations[site].astype(mx.float32) for site in dictionary.config.read_sites], axis=-1)
-        original = _log_probabilities(run, positions)
-        rows, kl = [_nll(original, targets)], mx.array(0.0)
-        for value in (dictionary(x), *ablations):
-            changed = _log_probabilities(model.run(ids, edit=replaced(dictionary, value, keep)), positions)
-            rows.append(_nll(changed, targets))
-            if len(rows) == 2:
-                kl = mx.sum(mx.exp(original) * (original - changed), axis=-1)
-        table = np.stack([np.array(r, dtype=np.float64) for r in (mx.ones_like(kl), *rows, kl)], axis=1)
+            valid[row, : len(chunk.ids) - 1] = True
         documents = np.array([chunk.document for chunk in batch])[np.nonzero(valid)[0]]
-        for document in np.unique(documents):
-            sums[int(document)] = sums.get(int(document), 0) + table[documents == document].sum(axis=0)
-    if not sums:
-        raise DataError("no chunk has two tokens, so there is no next token to predict")
-    return np.stack(list(sums.values()))
+        positions = mx.array(np.flatnonzero(valid).astype(np.int32))
+        return cls(ids, keep, positions, mx.array(ids[:, 1:][valid[:, :-1]]), documents)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Rows (n, width) of a model's read sites where they count, and its log-probabilities where it is written to."""
+
+    rows: dict[Site, mx.array]
+    log_probabilities: mx.array | None
+
+
+def _read(dictionary: Dictionary, number: int, model: LanguageModel, given: _Input) -> _Reading:
+    c = dictionary.config
+    reads = [site for site in c.read_sites if site.model == number]
+    is_written = any(site.model == number for site in c.write_sites)
+    run = model.run(given.ids, read=[site.of(0) for site in reads], logits=is_written)
+    where = mx.array(np.flatnonzero(given.keep).astype(np.int32))
+    rows = {}
+    for site in reads:
+        activation = run.activations[site.of(0)].astype(mx.float32)
+        rows[site] = mx.take(activation.reshape(-1, activation.shape[-1]), where, axis=0)
+    return _Reading(rows, _log_probabilities(run, given.positions) if is_written else None)
 
 
 def _passes(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
     """Chunks of similar length together, small enough that the logits of a pass fit in memory."""
     out: list[list[Chunk]] = []
-    for chunk in sorted((c for c in chunks if len(c.ids) > 1), key=lambda c: len(c.ids)):
-        if not out or (len(out[-1]) + 1) * len(chunk.ids) > _TOKENS_PER_PASS:
+    for length, chunk in sorted(((_length(c), c) for c in chunks), key=lambda pair: pair[0]):
+        if min(len(c.ids) for c in (chunk, *chunk.partners)) < 2:
+            continue
+        if not out or (len(out[-1]) + 1) * length > _TOKENS_PER_PASS:
             out.append([])
         out[-1].append(chunk)
     return out
+
+
+def _length(chunk: Chunk) -> int:
+    return max(len(c.ids) for c in (chunk, *chunk.partners))
 
 
 def _log_probabilities(run: Run, positions: mx.array) -> mx.array:
@@ -247,8 +304,19 @@ def _nll(log_probabilities: mx.array, targets: mx.array) -> mx.array:
     return -mx.take_along_axis(log_probabilities, targets[:, None], axis=1)[:, 0]
 
 
-def replaced(dictionary: Dictionary, value: mx.array, keep: np.ndarray) -> dict[Site, Callable[[mx.array], mx.array]]:
-    """Edits that put `value`, (d_out,) or (b, length, d_out), at the write sites where `keep` (b, length) says so."""
-    c, mask = dictionary.config, mx.array(keep)[..., None]
-    where = columns(c.write_sites, c.write_widths)
-    return {s: lambda x, v=value[..., where[s]]: mx.where(mask, v.astype(x.dtype), x) for s in c.write_sites}
+def replaced(
+    dictionary: Dictionary, value: mx.array, keep: np.ndarray, model: int = 0
+) -> dict[Site, Callable[[mx.array], mx.array]]:
+    """Edits of one model that put rows `value`, (n, d_out) or (1, d_out) for all, where `keep` (b, length) is true."""
+    row_of = np.cumsum(keep.reshape(-1)) - 1 if len(value) > 1 else np.zeros(keep.size, np.int64)
+    rows = mx.array(np.where(keep.reshape(-1), row_of, 0).astype(np.int32))
+    mask = mx.array(keep)[..., None]
+
+    def edit(where: slice) -> Callable[[mx.array], mx.array]:
+        def put(x: mx.array) -> mx.array:
+            spread = mx.take(value[:, where], rows, axis=0).reshape(*keep.shape, -1)
+            return mx.where(mask, spread.astype(x.dtype), x)
+
+        return put
+
+    return {s.of(0): edit(where) for s, where in dictionary.config.write_columns.items() if s.model == model}

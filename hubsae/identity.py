@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 Check = Literal["warn", "strict", "ignore"]
 Severity = Literal["error", "warning", "silent"]
+SEVERITIES: tuple[str, ...] = get_args(Severity)  # worst first
 
 _TOKENIZER_FILES = frozenset(
     {
@@ -114,8 +115,7 @@ def compare(recorded: BaseModel, found: BaseModel) -> list[Difference]:
     if not (recorded.files and found.files):
         note_value = "no file ids" if not recorded.files else "file ids"
         out.append(Difference("files", note_value, "no file ids" if not found.files else "file ids", "silent"))
-    order = ("error", "warning", "silent")
-    return sorted(out, key=lambda d: order.index(d.severity))
+    return sorted(out, key=lambda d: SEVERITIES.index(d.severity))
 
 
 def _same_quantization(a: dict | None, b: dict | None) -> bool:

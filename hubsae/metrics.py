@@ -57,14 +57,14 @@ class Fidelity:
 
     n_features: int
     moments: Moments = field(default_factory=Moments)
-    squared_error: float = 0.0
+    squared_errors: Any = 0.0
     cosine_sum: float = 0.0
     active: Any = None
 
     def add(self, y: np.ndarray, y_hat: np.ndarray, active_counts: np.ndarray) -> None:
         """Take in rows (n, d), their reconstructions and how often each feature was active in them (F,)."""
         error = np.subtract(y, y_hat, dtype=np.float64)
-        self.squared_error += float(np.vdot(error, error))
+        self.squared_errors = self.squared_errors + np.square(error).sum(axis=0)
         norms = np.linalg.norm(y, axis=1) * np.linalg.norm(y_hat, axis=1)
         dots = np.einsum("nd,nd->n", y, y_hat, dtype=np.float64)
         self.cosine_sum += float(np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0).sum())
@@ -78,8 +78,15 @@ class Fidelity:
     @property
     def fvu(self) -> float:
         """nan without rows or without variance."""
-        total = float(self.moments.scatter.sum()) if self.n else 0.0
-        return self.squared_error / total if total > 0 else float("nan")
+        return self.fvu_of({"": slice(None)})[""]
+
+    def fvu_of(self, parts: dict[str, slice]) -> dict[str, float]:
+        """The same over the columns of each part alone."""
+        found = {}
+        for name, part in parts.items():
+            total = float(self.moments.scatter[part].sum()) if self.n else 0.0
+            found[name] = float(self.squared_errors[part].sum()) / total if total > 0 else float("nan")
+        return found
 
     @property
     def explained_variance(self) -> float:

@@ -23,11 +23,17 @@ def check_types(config: Any) -> None:
         if value is None and type(None) in allowed:
             continue
         wanted = next(k for k in allowed if k is not type(None))
-        object.__setattr__(config, item.name, as_type(value, wanted, item.name))
+        if typing.get_origin(wanted) is tuple:
+            if not isinstance(value, list | tuple):
+                raise ConfigError(f"{item.name}={str(value)[:80]!r}: expected a tuple")
+            value = tuple(as_type(v, typing.get_args(wanted)[0], item.name) for v in value)
+        else:
+            value = as_type(value, wanted, item.name)
+        object.__setattr__(config, item.name, value)
 
 
 def as_type(value: Any, wanted: type, name: str) -> Any:
-    """`value` as an int, float, bool or str, or `ConfigError` that names the setting."""
+    """`value` as an int, float, bool, str or dict, or `ConfigError` that names the setting."""
     try:
         if isinstance(value, bool) and wanted is not bool:
             raise TypeError
@@ -37,6 +43,6 @@ def as_type(value: Any, wanted: type, name: str) -> Any:
             return float(value)
     except TypeError:
         pass
-    if isinstance(value, wanted) and wanted in (bool, str):
+    if isinstance(value, wanted) and wanted in (bool, str, dict):
         return value
     raise ConfigError(f"{name}={str(value)[:80]!r}: expected a value of type {wanted.__name__}")

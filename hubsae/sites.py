@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hubsae.errors import SiteError
 
@@ -18,7 +18,7 @@ _ALIASES = {
     "attn.in": "attn_in",
     "mlp.in": "mlp_in",
 }
-_TEXT = re.compile(r"(?:[A-Za-z_]\w*\.)*?(?:layers|h|blocks)\.(\d+)(?:\.(.+))?")
+_TEXT = re.compile(r"(?:(\d):)?(?:[A-Za-z_]\w*\.)*?(?:layers|h|blocks)\.(\d+)(?:\.(.+))?")
 _PATH = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*")
 
 
@@ -27,11 +27,13 @@ class Site:
     """A place in a model: `layer` (from 0) and `component`.
 
     A component is one of `COMPONENTS`, or an attribute path under the layer (`self_attn.o_proj`) for a module's output,
-    with `.in` appended for its input.
+    with `.in` appended for its input. `model` counts the models of what reads several of them; its text form is
+    `"1:layers.10.mlp"`, and a site of the first one has no number.
     """
 
     layer: int
     component: str = "residual"
+    model: int = 0
 
     def __post_init__(self):
         if not isinstance(self.layer, int) or isinstance(self.layer, bool) or not isinstance(self.component, str):
@@ -44,6 +46,8 @@ class Site:
             )
         if self.layer < 0:
             raise SiteError(f"layer {self.layer}: layers are counted from 0")
+        if not isinstance(self.model, int) or isinstance(self.model, bool) or not 0 <= self.model <= 9:
+            raise SiteError(f"model {self.model!r}: expected a number from 0 to 9")
         object.__setattr__(self, "component", component)
 
     @classmethod
@@ -52,11 +56,11 @@ class Site:
         if isinstance(text, Site):
             return text
         match = _TEXT.fullmatch(text) if isinstance(text, str) and len(text) < 1000 else None
-        if not match or len(match[1]) > 6:
+        if not match or len(match[2]) > 6:
             raise SiteError(
                 f"{str(text)[:80]!r} is no site; write 'layers.<number>.<component>', for example 'layers.10.mlp'"
             )
-        return cls(int(match[1]), match[2] or "residual")
+        return cls(int(match[2]), match[3] or "residual", int(match[1] or 0))
 
     @property
     def is_input(self) -> bool:
@@ -69,7 +73,11 @@ class Site:
         return self.component[:-3] if self.is_input else self.component
 
     def __str__(self) -> str:
-        return f"layers.{self.layer}.{self.component}"
+        return f"{self.model}:" * (self.model > 0) + f"layers.{self.layer}.{self.component}"
+
+    def of(self, model: int) -> "Site":
+        """The same place in another of the models."""
+        return replace(self, model=model)
 
 
 def parse_sites(sites: "str | Site | Iterable[str | Site]") -> tuple[Site, ...]:

@@ -1,5 +1,6 @@
 """The rule from pre-code to code. Rules are frozen settings; what they learn stands in the dictionary's arrays."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
@@ -10,23 +11,36 @@ from hubsae import sparse
 from hubsae.errors import ConfigError
 from hubsae.sparse import SparseCode
 
+Learned = Mapping[str, mx.array]
+_NOTHING: Learned = {}
+
 
 @dataclass(frozen=True)
 class Sparsity:
-    """A rule; `name` stands for it in configs."""
+    """A rule; `name` stands for it in configs. What it learnt comes as arrays in the shapes of `array_shapes`."""
 
     name: ClassVar[str]
 
-    def __call__(self, pre: mx.array) -> mx.array:
-        """(..., F) pre-code -> (..., F) code, with gradients; entries equal to the k-th largest are all kept."""
+    def __call__(self, pre: mx.array, learned: Learned = _NOTHING) -> mx.array:
+        """(..., F) pre-code -> (..., F) code, with gradients; every row by itself."""
         raise NotImplementedError(f"{type(self).__name__} has to map a pre-code to a code")
 
-    def sparse(self, pre: mx.array) -> SparseCode:
+    def sparse(self, pre: mx.array, learned: Learned = _NOTHING) -> SparseCode:
         """(..., F) pre-code -> the same code as indices and values."""
-        raise NotImplementedError(f"{type(self).__name__} has to map a pre-code to a sparse code")
+        code = self(pre, learned)
+        widest = int(np.array(mx.max(mx.sum(code > 0, axis=-1)))) if code.size else 0
+        return SparseCode(*sparse.top_k(code, max(widest, 1)), pre.shape[-1])
 
     def check(self, n_features: int) -> None:
         """Raise `ConfigError` where this rule cannot work with so many features."""
+
+    def array_shapes(self, n_features: int) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what it learns."""
+        return {}
+
+    def in_units(self, learned: Learned, factor: float) -> dict[str, mx.array]:
+        """What was learnt, for pre-codes that are multiplied by `factor`: the code is multiplied by it too."""
+        return dict(learned)
 
     def to_dict(self) -> dict:
         return {"name": self.name, **asdict(self)}
@@ -38,24 +52,25 @@ class Sparsity:
 
 @dataclass(frozen=True)
 class TopK(Sparsity):
-    """Keep the k largest entries of each row if they are positive (Makhzani and Frey 2013; Gao et al. 2024)."""
+    """Keep the k largest entries of each row if they are positive (Makhzani and Frey 2013; Gao et al. 2024).
+
+    Entries that equal the k-th largest are all kept.
+    """
 
     k: int
     name: ClassVar[str] = "topk"
 
     def __post_init__(self):
-        if not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 1:
-            raise ConfigError(f"k={self.k!r}: expected a whole number of at least 1")
+        _check_k(self.k)
 
     def check(self, n_features: int) -> None:
-        if self.k > n_features:
-            raise ConfigError(f"k={self.k} features cannot be active of {n_features}; lower k or widen the dictionary")
+        _check_room(self.k, n_features)
 
-    def sparse(self, pre: mx.array) -> SparseCode:
+    def sparse(self, pre: mx.array, learned: Learned = _NOTHING) -> SparseCode:
         indices, values = sparse.top_k(pre, self.k)
         return SparseCode(indices, mx.maximum(values, 0), pre.shape[-1])
 
-    def __call__(self, pre: mx.array) -> mx.array:
+    def __call__(self, pre: mx.array, learned: Learned = _NOTHING) -> mx.array:
         kth = mx.min(sparse.top_k(mx.stop_gradient(pre), self.k)[1], axis=-1, keepdims=True)
         return mx.where(pre >= kth, mx.maximum(pre, 0), 0)
 
@@ -66,16 +81,85 @@ class ReLU(Sparsity):
 
     name: ClassVar[str] = "relu"
 
-    def __call__(self, pre: mx.array) -> mx.array:
+    def __call__(self, pre: mx.array, learned: Learned = _NOTHING) -> mx.array:
         return mx.maximum(pre, 0)
 
-    def sparse(self, pre: mx.array) -> SparseCode:
-        widest = int(np.array(mx.max(mx.sum(pre > 0, axis=-1)))) if pre.size else 0
-        indices, values = sparse.top_k(pre, max(widest, 1))
-        return SparseCode(indices, mx.maximum(values, 0), pre.shape[-1])
+
+@dataclass(frozen=True)
+class BatchTopK(Sparsity):
+    """Keep what exceeds one threshold for all features, so that k are active on average (Bussmann et al. 2024).
+
+    Training keeps the k·n largest entries of a batch of n rows; `threshold` (1,) is the mean over batches of the
+    smallest entry kept, so that a row's code does not depend on the rows beside it.
+    """
+
+    k: int
+    name: ClassVar[str] = "batchtopk"
+
+    def __post_init__(self):
+        _check_k(self.k)
+
+    def check(self, n_features: int) -> None:
+        _check_room(self.k, n_features)
+
+    def __call__(self, pre: mx.array, learned: Learned = _NOTHING) -> mx.array:
+        return mx.where(pre > learned["threshold"], mx.maximum(pre, 0), 0)
+
+    def array_shapes(self, n_features: int) -> dict[str, tuple[int, ...]]:
+        return {"threshold": (1,)}
+
+    def in_units(self, learned: Learned, factor: float) -> dict[str, mx.array]:
+        return {"threshold": learned["threshold"] * factor}
 
 
-SPARSITIES: dict[str, type[Sparsity]] = {rule.name: rule for rule in (TopK, ReLU)}
+@dataclass(frozen=True)
+class JumpReLU(Sparsity):
+    """Keep what exceeds the feature's own `threshold` (F,) (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
+
+    name: ClassVar[str] = "jumprelu"
+
+    def __call__(self, pre: mx.array, learned: Learned = _NOTHING) -> mx.array:
+        return mx.where(pre > learned["threshold"], mx.maximum(pre, 0), 0)
+
+    def array_shapes(self, n_features: int) -> dict[str, tuple[int, ...]]:
+        return {"threshold": (n_features,)}
+
+    def in_units(self, learned: Learned, factor: float) -> dict[str, mx.array]:
+        return {"threshold": learned["threshold"] * factor}
+
+
+@dataclass(frozen=True)
+class Gated(Sparsity):
+    """The pre-code decides whether a feature is active, an affine map of it how much (Rajamanoharan et al. 2024a).
+
+    code = max(pre · gate_scale + gate_shift, 0) where pre > 0, with `gate_scale` and `gate_shift` (F,). The paper's
+    magnitude x W_mag + b_mag with W_mag = W_gate · exp(r_mag) is this with gate_scale = exp(r_mag).
+    """
+
+    name: ClassVar[str] = "gated"
+
+    def __call__(self, pre: mx.array, learned: Learned = _NOTHING) -> mx.array:
+        magnitude = mx.maximum(pre * learned["gate_scale"] + learned["gate_shift"], 0)
+        return mx.where(pre > 0, magnitude, 0)
+
+    def array_shapes(self, n_features: int) -> dict[str, tuple[int, ...]]:
+        return {"gate_scale": (n_features,), "gate_shift": (n_features,)}
+
+    def in_units(self, learned: Learned, factor: float) -> dict[str, mx.array]:
+        return {"gate_scale": learned["gate_scale"], "gate_shift": learned["gate_shift"] * factor}
+
+
+def _check_k(k: object) -> None:
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+        raise ConfigError(f"k={k!r}: expected a whole number of at least 1")
+
+
+def _check_room(k: int, n_features: int) -> None:
+    if k > n_features:
+        raise ConfigError(f"k={k} features cannot be active of {n_features}; lower k or widen the dictionary")
+
+
+SPARSITIES: dict[str, type[Sparsity]] = {rule.name: rule for rule in (TopK, ReLU, BatchTopK, JumpReLU, Gated)}
 
 
 def from_dict(data: dict) -> Sparsity:

@@ -51,15 +51,35 @@ class TokenConfig:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of one document: `ids` (length,), `keep` (length,) marks the positions that become rows."""
+    """A piece of one document: `ids` (length,), `keep` (length,) marks the positions that become rows.
+
+    `partners`: the same piece in the tokens of further models, with as many rows; row i is at the same place in all.
+    """
 
     ids: np.ndarray
     keep: np.ndarray
     document: int
+    partners: tuple["Chunk", ...] = ()
 
     @property
     def n_rows(self) -> int:
         return int(self.keep.sum())
+
+    def first(self, n_rows: int) -> "Chunk":
+        """Up to its n-th row."""
+        end = int(np.flatnonzero(self.keep)[n_rows - 1]) + 1
+        partners = tuple(partner.first(n_rows) for partner in self.partners)
+        return Chunk(self.ids[:end], self.keep[:end], self.document, partners)
+
+    def rows_where(self, chosen: np.ndarray) -> "Chunk":
+        """With only those of its rows where `chosen` (n_rows,) is true."""
+        keep = self.keep.copy()
+        keep[np.flatnonzero(keep)[~chosen]] = False
+        return Chunk(self.ids, keep, self.document, tuple(p.rows_where(chosen) for p in self.partners))
+
+    def of(self, model: int) -> "Chunk":
+        """As the model of this number reads it."""
+        return self.partners[model - 1] if model else self
 
 
 def iterate_texts(source: Any, column: str = "text") -> Iterator[str]:
@@ -84,8 +104,11 @@ def iterate_texts(source: Any, column: str = "text") -> Iterator[str]:
             yield text
 
 
-def read_texts(name: str | Path, *, split: str = "train", subset: str | None = None) -> Any:
-    """Texts from a file (.txt: one a line; .jsonl, .json, .csv, .parquet: rows) or a dataset repository, streamed."""
+def read_texts(name: str | Path, *, split: str = "train", subset: str | None = None, streaming: bool = True) -> Any:
+    """Texts from a file (.txt: one a line; .jsonl, .json, .csv, .parquet: rows) or a dataset repository.
+
+    A repository is streamed, unless `streaming=False` downloads it. Files are read into memory or mapped.
+    """
     path = Path(name).expanduser()
     if path.is_file() and path.suffix == ".txt":
         try:
@@ -101,14 +124,19 @@ def read_texts(name: str | Path, *, split: str = "train", subset: str | None = N
             if path.suffix not in formats:
                 raise DataError(f"{path}: expected .txt, {', '.join(formats)}")
             return datasets.load_dataset(formats[path.suffix], data_files=str(path), split="train")
-        return datasets.load_dataset(str(name), subset, split=split, streaming=True)
+        return datasets.load_dataset(str(name), subset, split=split, streaming=streaming)
     except (OSError, ValueError, ConnectionError, DatasetsError) as error:
         raise DataError(f"{name}: neither a file nor a dataset that can be loaded ({error})") from error
 
 
+def callable_tokenizer(tokenizer: Any) -> Any:
+    """The tokenizer of transformers under mlx-lm's wrapper, which cannot be called."""
+    return getattr(tokenizer, "_tokenizer", tokenizer)
+
+
 def chunks(texts: Iterable[str], tokenizer: Any, config: TokenConfig, context: int) -> Iterator[Chunk]:
     """Chunks of at most `context` tokens in the order of the texts; chunks without any row are left out."""
-    encode = getattr(tokenizer, "_tokenizer", tokenizer)  # mlx-lm's wrapper cannot be called
+    encode = callable_tokenizer(tokenizer)
     numbered = enumerate(texts)
     while part := list(islice(numbered, _TEXTS_AT_ONCE)):
         numbers, strings = zip(*part, strict=True)
@@ -196,8 +224,7 @@ def take_rows(stream: Iterable[Chunk], n_rows: int) -> Iterator[Chunk]:
     left = n_rows
     for chunk in stream:
         if chunk.n_rows >= left:
-            end = int(np.flatnonzero(chunk.keep)[left - 1]) + 1
-            yield Chunk(chunk.ids[:end], chunk.keep[:end], chunk.document)
+            yield chunk.first(left)
             return
         left -= chunk.n_rows
         yield chunk

@@ -56,13 +56,20 @@ def test_other_sources_of_texts_train_too(demo_model, demo_texts, kind):
 
 
 def test_the_default_component_is_the_mlp(demo_model, demo_texts, monkeypatch):
-    seen = {}
-    monkeypatch.setattr(
-        "hubsae.api.train", lambda *a, **k: seen.update(description=a[2]) or (_ for _ in ()).throw(Stop)
-    )
+    seen = []
+
+    def caught(jobs, *_, **__):
+        seen.extend(job.description.reads for job in jobs)
+        raise Stop
+
+    monkeypatch.setattr("hubsae.fit.train_jobs", caught)
     with pytest.raises(Stop):
         demo_model.train_sae(2, demo_texts, **QUICK)
-    assert seen["description"].reads == ("layers.2.mlp",)
+    with pytest.raises(Stop):
+        demo_model.train_transcoder(2, 2, demo_texts, **QUICK)
+    with pytest.raises(Stop):
+        demo_model.train_transcoder(1, 2, demo_texts, **QUICK)
+    assert seen == [("layers.2.mlp",), ("layers.2.mlp_in",), ("layers.1.mlp",)]
 
 
 class Stop(Exception):

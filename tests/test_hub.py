@@ -219,7 +219,7 @@ def test_a_dictionary_is_checked_against_a_base_model_that_changes(alice, demo_f
     assert model.identity.revision == alice.head(BASE)
     trained = model.train_sae(1, demo_texts, "residual", expansion_factor=2, k=8, batch_size=128, progress=False)
     trained.push_to_hub(REPO)
-    recorded = json.loads(alice.files(REPO)["config.json"])["base_model"]
+    recorded = json.loads(alice.files(REPO)["config.json"])["base_models"][0]
     assert recorded["repo_id"] == BASE
     assert recorded["revision"] == alice.head(BASE)
     assert all(len(ids) == 1 for ids in recorded["files"].values())

@@ -72,7 +72,17 @@ def test_tags_of_people_stay_and_ours_are_renewed():
 def test_every_value_of_the_card_template_goes_through_a_filter():
     source = (Path(__file__).parent.parent / "cards" / "dictionary.md").read_text()
     safe = ("md", "code", "number", "percent", "percent(2)", "tojson", "urlencode")
-    own = ('"', "interval(", "share_interval(", "kind_name", "config.reads |", "config.writes |", "config.n_features }")
+    own = (
+        '"',
+        "interval(",
+        "share_interval(",
+        "kind_name",
+        "config.reads |",
+        "config.writes |",
+        "config.n_features }",
+        "config.d_out }",
+    )
+    own += ("variable", "name_of(", "names(")
     for expression in re.findall(r"{{ (.*?}})", source):
         last = expression.removesuffix(" }}").split("| ")[-1]
         assert last in safe or expression.startswith(own), expression
@@ -89,7 +99,7 @@ def test_a_card_of_a_bare_dictionary_has_no_empty_places():
 
 def test_hostile_names_stay_text_in_the_card():
     base = {"repo_id": "evil|<script>alert(1)</script>`", "revision": "a" * 40, "model_type": "x|y"}
-    sae = random_sae(base_model=base)
+    sae = random_sae(base_models=(base,))
     sae.statistics = {"rows": 5, "data": {"name": "</td><script>|`"}}
     text = ModelCard(str(sae.generate_model_card(repo_id="a/b"))).text
     outside_code = text.split("```python")[0]
@@ -97,8 +107,8 @@ def test_hostile_names_stay_text_in_the_card():
 
 
 def test_cards_of_two_dictionaries_do_not_share_metadata():
-    one = random_sae(base_model={"repo_id": "a/one"}).generate_model_card()
-    two = random_sae(base_model={"repo_id": "a/two"}).generate_model_card()
+    one = random_sae(base_models=({"repo_id": "a/one"},)).generate_model_card()
+    two = random_sae(base_models=({"repo_id": "a/two"},)).generate_model_card()
     three = random_sae().generate_model_card()
     assert one.data.to_dict()["base_model"] == "a/one"
     assert two.data.to_dict()["base_model"] == "a/two"

@@ -30,12 +30,21 @@ dictionary
 taps
 lm_files
 lm
+anchors
 activation_cache
 activations
+checkpoint
+rows
+curation
+dataset
 recipe
+schedule surrogates
+losses scaling
+resample
 train
 evaluate
-features
+features diffing report
+fit
 api
 demo.world
 demo.templates

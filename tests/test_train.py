@@ -1,19 +1,29 @@
-"""Training: gradients by finite differences, planted directions, the same seed, refusals."""
+"""Training: planted directions, the same seed, what several dictionaries share, refusals."""
+
+from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from hubsae.dictionary import DictionaryConfig
+from hubsae.dictionary import Dictionary, DictionaryConfig
 from hubsae.errors import ConfigError, DataError, HubsaeWarning
-from hubsae.recipe import SAEConfig
-from hubsae.train import Scaling, Trainer, aux_code, fold, initial, losses, train
+from hubsae.losses import encoder
+from hubsae.recipe import CrosscoderConfig, SAEConfig, TranscoderConfig
+from hubsae.rows import GivenRows
+from hubsae.scaling import Scaling
+from hubsae.schedule import Schedule
+from hubsae.sites import Site
+from hubsae.surrogates import surrogate
+from hubsae.train import Job, Trainer, train, train_jobs
 
 SITES = ("layers.0.residual",)
+HERE = (Site(0),)
 
 
-def description(d: int, n_features: int, config: SAEConfig) -> DictionaryConfig:
-    return DictionaryConfig(SITES, (d,), SITES, (d,), n_features, config.rule().to_dict())
+def description(d: int, n_features: int, config: SAEConfig, **changes) -> DictionaryConfig:
+    settings = {"reads": SITES, "read_widths": (d,), "writes": SITES, "write_widths": (d,), **changes}
+    return DictionaryConfig(**settings, n_features=n_features, sparsity=config.rule().to_dict())
 
 
 def planted(n: int, d: int = 32, m: int = 48, active: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -42,12 +52,26 @@ def fit(rows, config, n_features=64, epochs=1):
     )
 
 
-@pytest.mark.parametrize("sparsity", ["topk", "relu"])
-def test_planted_directions_are_found(sparsity):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"k": 3},
+        {"k": 3, "sparsity": "batchtopk"},
+        {"k": 3, "sparsity": "jumprelu"},
+        {"l1_coefficient": 0.3, "sparsity": "relu"},
+        {"l1_coefficient": 0.3, "sparsity": "relu", "unit_norm": False},
+        {"l1_coefficient": 0.7, "sparsity": "gated"},
+        {"k": 3, "tied_weights": True},
+        {"k": 3, "k_start": 12},
+    ],
+    ids=str,
+)
+def test_planted_directions_are_found(settings):
     rows, directions = planted(20_000)
-    config = SAEConfig(sparsity=sparsity, k=3, batch_size=256, l1_coefficient=0.3)
+    config = SAEConfig(batch_size=256, **settings)
     sae = fit(rows, config, epochs=4)
-    cosines = np.abs(directions @ np.array(sae.W_dec).T).max(axis=1)
+    W_dec = np.array(sae.W_dec)
+    cosines = np.abs(directions @ (W_dec / np.linalg.norm(W_dec, axis=1, keepdims=True)).T).max(axis=1)
     assert (cosines > 0.9).mean() > 0.9
     error = rows - np.array(sae(mx.array(rows)))
     assert np.square(error).sum() / np.square(rows - rows.mean(0)).sum() < 0.2
@@ -62,79 +86,116 @@ def test_the_same_seed_gives_the_same_weights():
     assert not mx.array_equal(one["W_enc"], other["W_enc"])
 
 
-@pytest.mark.parametrize("sparsity", ["topk", "relu"])
-@pytest.mark.parametrize("with_dead", [False, True])
-def test_gradients_agree_with_finite_differences(sparsity, with_dead):
-    with mx.stream(mx.cpu):  # float64 exists on CPUs only
-        rng = np.random.default_rng(0)
-        draw = lambda *shape: mx.array(rng.standard_normal(shape), dtype=mx.float64)  # noqa: E731
-        x, dead = draw(40, 6), mx.array([1, 4, 7, 9]) if with_dead else None
-        config = SAEConfig(sparsity=sparsity, k=3, aux_coefficient=0.5, aux_k=2, l1_coefficient=0.3)
-        params = {"W_enc": draw(6, 12), "b_enc": draw(12) * 0.1, "W_dec": draw(12, 6), "b_dec": draw(6)}
-        # the residual that AuxK rebuilds counts as constant, so it is held while the rest is varied
-        held = x - _y_hat(params, x, config)
-
-        def total(p):
-            parts = losses(p, x, x, config, None, 1.0).total
-            if dead is None:
-                return parts
-            rebuilt = aux_code(p, x, dead, 2) @ mx.take(p["W_dec"], dead, axis=0)
-            return parts + config.aux_coefficient * mx.sum(mx.square(held - rebuilt)) / len(x)
-
-        gradients = mx.grad(lambda p: losses(p, x, x, config, dead, 1.0).total)(params)
-        for name, value in params.items():
-            direction, step = draw(*value.shape), 1e-6
-            up, down = ({**params, name: value + s * direction} for s in (step, -step))
-            numeric = (total(up) - total(down)).item() / (2 * step)
-            assert mx.sum(gradients[name] * direction).item() == pytest.approx(numeric, rel=1e-5, abs=1e-7)
+def trainer_on(rows, config, n_features, n_steps, same=True) -> Trainer:
+    d = rows.shape[1]
+    scaling = Scaling.of(rows, HERE, (d,))
+    where = (slice(0, d),)
+    job = Job(description(d, n_features, config), config, where, where)
+    return Trainer(job, n_steps, len(rows), scaling, scaling)
 
 
-def _y_hat(params, x, config):
-    return config.rule()(x @ params["W_enc"] + params["b_enc"]) @ params["W_dec"] + params["b_dec"]
-
-
-def test_auxk_reaches_the_encoder_of_dead_features_even_where_their_pre_codes_are_negative():
-    x = mx.array(np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32))
-    params = initial(6, 6, 12, True, 0)
-    params["b_enc"] = mx.where(mx.arange(12) == 4, -100.0, 0.0)
-    config = SAEConfig(k=2)
-    with_aux, without = (
-        mx.grad(lambda p, d=dead: losses(p, x, x, config, d, 1.0).total)(params) for dead in (mx.array([4]), None)
-    )
-    assert np.abs(np.array(with_aux["W_enc"][:, 4])).max() > 0
-    assert np.abs(np.array(with_aux["W_dec"][4])).max() > 0
-    assert mx.abs(without["W_enc"][:, 4]).max().item() == 0
-    alive = mx.arange(12) != 4
-    assert mx.allclose(with_aux["W_enc"] * alive, without["W_enc"] * alive, atol=1e-7)
-
-
-def test_dead_features_come_back_to_life_where_the_data_has_work_for_them():
+@pytest.mark.parametrize("revival", ["nothing", "aux", "resampling"])
+def test_dead_features_come_back_to_life_where_the_data_has_work_for_them(revival):
     rows, directions = planted(20_000)
     assert len(directions) == 48
-    dead = []
-    for coefficient in (0.0, 1 / 32):
-        config = SAEConfig(k=3, aux_coefficient=coefficient)
-        trainer = Trainer(config, initial(32, 32, 64, True, 0), 300, 1000)
-        trainer.params["b_enc"] = mx.where(mx.arange(64) < 32, -1.0, 0.0)
-        scaling = Scaling.of(rows, "read")
-        for batch in list(batches(rows, 256, epochs=4))[:300]:
-            scaled = scaling.apply(batch)
-            trainer.step(scaled, scaled)
-        dead.append(len(trainer.dead))
-    assert dead[0] == 32
-    assert dead[1] <= 22  # 16 of 64 have no direction left to stand for
+    chosen = {"sparsity": "relu", "l1_coefficient": 0.3} if revival == "resampling" else {"k": 3}
+    config = SAEConfig(**chosen, aux_coefficient=1 / 32 if revival == "aux" else 0.0, dead_after_rows=1000)
+    config = config.updated(resample_dead_every=50 if revival == "resampling" else None)
+    trainer = trainer_on(rows, config, 64, 300)
+    trainer.params["b_enc"] = mx.where(mx.arange(64) < 32, -1.0, 0.0)
+    for batch in list(batches(rows, 256, epochs=4))[:300]:
+        trainer.step(batch)
+    if revival == "nothing":
+        assert len(trainer.dead) == 32
+    else:
+        assert len(trainer.dead) <= 22  # 16 of 64 have no direction left to stand for
 
 
-def test_folding_changes_nothing_but_the_units():
+@pytest.mark.parametrize("sparsity", ["topk", "batchtopk", "relu", "jumprelu", "gated"])
+@pytest.mark.parametrize("kind", ["sae", "transcoder", "skip", "crosscoder"])
+def test_the_folded_dictionary_on_raw_rows_is_the_trained_one_on_scaled_rows(sparsity, kind):
     rng = np.random.default_rng(0)
-    rows = rng.standard_normal((500, 8)).astype(np.float32) * 9 + 40
-    params = initial(8, 8, 24, True, 3)
-    params["b_enc"] = mx.array(rng.standard_normal(24).astype(np.float32))
-    params["b_dec"] = mx.array(rng.standard_normal(8).astype(np.float32))
-    scaling, config = Scaling.of(rows, "read"), SAEConfig(k=4)
-    inside = _y_hat(params, scaling.apply(mx.array(rows)), config) / scaling.scale + scaling.mean
-    outside = _y_hat(fold(params, scaling, scaling), mx.array(rows), config)
-    assert mx.allclose(inside, outside, rtol=1e-4, atol=1e-3)
+    rows = rng.standard_normal((3000, 24)).astype(np.float32) * rng.uniform(1, 9, 24).astype(np.float32) + 40
+    two = {"reads": ("layers.0", "layers.1"), "read_widths": (8, 16), "writes": ("layers.0", "layers.1")}
+    sites = {
+        "sae": {"reads": SITES, "read_widths": (24,), "writes": SITES, "write_widths": (24,)},
+        "crosscoder": {**two, "write_widths": (8, 16)},
+        "transcoder": {"reads": SITES, "read_widths": (24,), "writes": ("layers.1",), "write_widths": (16,)},
+    }
+    kind_of = {"sae": SAEConfig, "crosscoder": CrosscoderConfig}.get(kind, TranscoderConfig)
+    config = kind_of(sparsity=sparsity, **({"k": 5} if sparsity in ("topk", "batchtopk") else {}), batch_size=25)
+    d = description(24, 48, config, **sites["transcoder" if kind == "skip" else kind], skip=kind == "skip")
+    starts = np.cumsum([0, *d.read_widths])
+    reads = tuple(slice(int(a), int(b)) for a, b in pairwise(starts))
+    writes = reads if kind in ("sae", "crosscoder") else (slice(8, 24),)
+    inner = Scaling.of(rows, d.read_sites, d.read_widths)
+    outer = inner if reads == writes else Scaling.of(rows[:, 8:], d.write_sites, d.write_widths)
+    trainer = Trainer(Job(d, config, reads, writes), 120, 3000, inner, outer)
+    for start in range(0, 3000, 25):
+        trainer.step(mx.array(rows[start : start + 25]))
+    dictionary = trainer.finished(Dictionary)
+    x, _ = trainer.rows(mx.array(rows[:200]))
+    assert np.mean(np.sum(np.square(np.array(x)), axis=1)) == pytest.approx(1, abs=0.2)
+    pre = x @ encoder(trainer.params) + trainer.params["b_enc"]
+    code = dictionary.rule(pre, surrogate(config).learned(trainer.params, trainer.threshold))
+    y_hat = code @ trainer.params["W_dec"] + trainer.params["b_dec"]
+    if kind == "skip":
+        y_hat = y_hat + x @ trainer.params["W_skip"]
+    raw = mx.array(rows[:200])
+    agree = np.array((dictionary.encode(raw) > 0) == (code > 0)).all(axis=1)  # but for rounding at a threshold
+    assert agree.mean() > 0.97
+    inside = np.array(y_hat / outer.scale + outer.mean)
+    assert np.allclose(np.array(dictionary(raw))[agree], inside[agree], rtol=1e-4, atol=2e-3)
+    assert dictionary.config.write_scales == outer.site_scales
+
+
+def test_site_scales_and_weights_share_the_variance():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((4000, 12)).astype(np.float32) * np.repeat([1, 100], [4, 8]).astype(np.float32) + 7
+    sites, widths = (Site(0), Site(1)), (4, 8)
+    for weights, share in ((None, 0.5), ((3.0, 1.0), 0.75)):
+        scaling = Scaling.of(rows, sites, widths, weights)
+        scaled = np.array(scaling.apply(mx.array(rows)))
+        assert np.square(scaled[:, :4]).sum(axis=1).mean() == pytest.approx(share, rel=1e-3)
+        assert np.square(scaled).sum(axis=1).mean() == pytest.approx(1, rel=1e-3)
+        assert np.abs(scaled.mean(axis=0)).max() < 1e-4
+    assert scaling.site_scales == pytest.approx((2, 100 * 8**0.5), rel=0.05)
+
+
+def test_several_dictionaries_in_one_pass_are_the_same_as_one_by_one():
+    rows, _ = planted(8000, d=32)
+    where = (slice(0, 32),)
+    jobs = [
+        Job(description(32, 64, c), c, where, where)
+        for c in (SAEConfig(k=3, batch_size=64), SAEConfig(k=6, batch_size=64, seed=1))
+    ]
+    together = train_jobs(jobs, GivenRows(batches(rows, 64), 8000, 32), kinds=[Dictionary, Dictionary])
+    for job, found in zip(jobs, together, strict=True):
+        alone = train(batches(rows, 64), 8000, job.description, job.config).arrays()
+        assert all(mx.array_equal(alone[name], array) for name, array in found.arrays().items())
+
+
+def test_tied_weights_stay_tied():
+    rows, _ = planted(8000)
+    sae = fit(rows, SAEConfig(k=3, batch_size=64, tied_weights=True))
+    W_enc, W_dec = np.array(sae.W_enc), np.array(sae.W_dec)
+    assert np.allclose(W_enc, W_dec.T * (W_enc[0] / W_dec[:, 0])[0], rtol=1e-3, atol=1e-5)
+
+
+def test_the_norms_of_a_crosscoders_rows_keep_their_sum():
+    rows, _ = planted(8000, d=32)
+    two = {"reads": ("layers.0", "layers.1"), "read_widths": (8, 24)}
+    config = CrosscoderConfig(k=3, batch_size=64)
+    d = description(32, 64, config, **two, writes=two["reads"], write_widths=(8, 24))
+    dictionary = train(batches(rows, 64), 8000, d, config)
+    W_dec = np.array(dictionary.W_dec)
+    norms = np.linalg.norm(W_dec[:, :8], axis=1) / d_scale(dictionary, 0)
+    norms = norms + np.linalg.norm(W_dec[:, 8:], axis=1) / d_scale(dictionary, 1)
+    assert np.allclose(norms / norms[0], 1, atol=1e-4)
+
+
+def d_scale(dictionary, site: int) -> float:
+    return dictionary.config.write_scales[site]
 
 
 def test_decoder_rows_end_with_unit_norm_and_the_tail_is_trained():
@@ -195,7 +256,7 @@ def test_more_active_features_than_features_are_refused():
 
 @pytest.mark.parametrize(
     "change",
-    [{"k": 0}, {"learning_rate": -1.0}, {"sparsity": "none"}, {"decay_share": 0.99}, {"validation_split": 1.0}],
+    [{"k": 0}, {"learning_rate": -1.0}, {"sparsity": "none"}, {"lr_decay_steps": -1}, {"validation_split": 1.0}],
 )
 def test_a_bad_setting_never_exists(change):
     with pytest.raises(ConfigError, match=next(iter(change))):
@@ -207,10 +268,38 @@ def test_a_misspelt_setting_is_refused_with_the_nearest_name():
         SAEConfig().updated(expansion_facto=8)
 
 
-def test_the_learning_rate_rises_stays_and_falls():
-    trainer = Trainer(SAEConfig(learning_rate=1.0), initial(4, 4, 8, True, 0), 1000, 100)
-    rates = [trainer.rate(step) for step in range(1000)]
+@pytest.mark.parametrize("scheduler", ["linear", "cosine"])
+def test_the_learning_rate_rises_stays_and_falls(scheduler):
+    schedule = Schedule(SAEConfig(learning_rate=1.0, lr_scheduler=scheduler), 1000, 64)
+    rates = [schedule.rate(step) for step in range(1000)]
     assert rates[0] < 0.05
     assert max(rates) == 1.0
-    assert rates[500] == 1.0
-    assert 0 < rates[-1] < 0.01
+    assert rates[60:690] == [1.0] * 630
+    assert all(a >= b for a, b in pairwise(rates[690:]))
+    assert 0 < rates[-1] < 0.05
+
+
+def test_durations_in_steps_are_kept():
+    config = SAEConfig(learning_rate=1.0, warmup_steps=10, lr_decay_steps=0, k_start=64, k_anneal_steps=100)
+    schedule = Schedule(config, 1000, 128)
+    assert [schedule.rate(step) for step in (4, 9, 999)] == [0.5, 1.0, 1.0]
+    assert [schedule.k(step) for step in (0, 50, 100, 999)] == [64, 48, 32, 32]
+
+
+def test_prefixes_are_fixed_or_drawn_anew_but_the_same_for_a_seed():
+    assert Schedule(SAEConfig(matryoshka=(0.25, 0.5, 1.0)), 100, 64).prefixes(3) == (16, 32, 64)
+    drawn = Schedule(SAEConfig(sampled_prefixes=5), 100, 64)
+    assert drawn.prefixes(3) == drawn.prefixes(3)
+    assert drawn.prefixes(3) != drawn.prefixes(4)
+    assert all(p[-1] == 64 and list(p) == sorted(set(p)) and p[0] >= 1 for p in map(drawn.prefixes, range(100)))
+
+
+def test_settings_without_effect_and_seed_names_are_refused():
+    with pytest.raises(ConfigError, match="k=64 has no effect under sparsity='relu'"):
+        SAEConfig(sparsity="relu", k=64)
+    with pytest.raises(ConfigError, match=r"l1_coefficient=0\.5 has no effect"):
+        SAEConfig(l1_coefficient=0.5)
+    with pytest.raises(ConfigError, match="what stands for it here is l1_coefficient"):
+        SAEConfig().updated(lambda_sparse=0.1)
+    with pytest.raises(ConfigError, match="has only 100 steps"):
+        SAEConfig(batch_size=10, warmup_steps=1000).steps_for(1000)
