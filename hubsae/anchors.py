@@ -20,8 +20,8 @@ _UNSEEN_TEXTS = 100
 def token_ends(tokenizer: Any, text: str, config: TokenConfig, context: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids (n,) of the first `context` tokens and the offset (n,) in characters at which each ends.
 
-    -1 for tokens that stand for no text (special ones), and for all but the last of the tokens that end together: when
-    a character takes several tokens, only the last of them has read it.
+    -1 for tokens that stand for no text (special ones), and for those that end inside a character: its offset is their
+    end, but the next token begins before that, and only the last token of a character has read it.
     """
     encoded = tokenizer(
         text,
@@ -30,13 +30,13 @@ def token_ends(tokenizer: Any, text: str, config: TokenConfig, context: int) -> 
         return_special_tokens_mask=True,
         return_attention_mask=False,
     )
-    ids = np.asarray(encoded["input_ids"][:context], np.int32)
-    offsets = np.asarray(encoded["offset_mapping"][:context], np.int64).reshape(-1, 2)
-    empty = (offsets[:, 1] <= offsets[:, 0]) | np.asarray(encoded["special_tokens_mask"][:context], bool)
-    ends = np.where(empty, -1, offsets[:, 1])
-    following = np.asarray([end for _, end in encoded["offset_mapping"][len(ids) : len(ids) + 1]] or [-1])
-    ends[ends == np.append(ends[1:], following)] = -1
-    return ids, ends
+    starts, ends = np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2).T.copy()
+    real = np.flatnonzero((ends > starts) & ~np.asarray(encoded["special_tokens_mask"], bool))
+    whole = np.ones(len(real), bool)
+    whole[:-1] = starts[real[1:]] >= ends[real[:-1]]
+    found = np.full(len(ends), -1)
+    found[real[whole]] = ends[real[whole]]
+    return np.asarray(encoded["input_ids"][:context], np.int32), found[:context]
 
 
 def anchors(ends: Sequence[np.ndarray]) -> np.ndarray:

@@ -39,21 +39,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hubsae", description="Sparse dictionaries of language models, on MLX.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    train = _command(commands, "train", _train, "train an SAE on a language model and save its folder")
-    train.add_argument("model", help="repository id or folder of an mlx-lm model")
-    _add_texts(train)
-    train.add_argument("--layer", type=int, required=True, help="layer to read, from 0")
-    train.add_argument("--component", default="mlp", help="residual, mlp, attn, ..._in or a path (default: mlp)")
-    train.add_argument("--out", required=True, help="folder to write")
-    train.add_argument("--revision", help="revision of the model's repository")
-    train.add_argument("--training-tokens", type=int, help="stop after so many tokens (needed for streamed datasets)")
-    train.add_argument("--cache-dir", help="keep activations on disk here")
-    _add_settings(train)
+    _add_training(commands)
 
     evaluate = _command(commands, "evaluate", _evaluate, "judge a dictionary on texts it was not trained on")
     _add_dictionary(evaluate)
     _add_texts(evaluate)
-    evaluate.add_argument("--model", help="its language model (default: the recorded repository)")
+    evaluate.add_argument("--model", action="append", help="its language model (default: as recorded); twice for two")
     evaluate.add_argument("--check", choices=("warn", "strict", "ignore"), default="warn", help="how to compare them")
     evaluate.add_argument("--text-column", default="text", help="column of the texts (default: text)")
     evaluate.add_argument("--max-rows", type=int, default=50_000, help="tokens to use (default: 50000)")
@@ -75,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 
     show = _command(commands, "show", _show, "what is in this repository: model, site, metrics, compatibility")
     _add_dictionary(show)
-    show.add_argument("--model", help="also compare it with this language model")
+    show.add_argument("--model", action="append", help="also compare it with this language model; twice for two")
 
     _command(commands, "env", _env, "what hubsae computes with here")
     demo = _command(commands, "demo", _demo, "train, judge and save an SAE of the embedded model, offline")
@@ -101,11 +92,53 @@ def _add_texts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subset", help="configuration of a dataset repository")
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    from hubsae.recipe import SAEConfig
+def _add_training(commands: Any) -> None:
+    """One command for each kind; what they share is added to all, settings come from the kind's dataclass."""
+    from hubsae.recipe import CrosscoderConfig, SAEConfig, TranscoderConfig
+
+    sae = _command(commands, "train", _train_sae, "train SAEs of a language model, and save a folder for each")
+    sae.add_argument("model", help="repository id or folder of an mlx-lm model")
+    sae.add_argument("--layer", type=_numbers_of, required=True, help="layer to read, from 0; 8,10,12 trains three")
+    sae.add_argument("--component", default="mlp", help="residual, mlp, attn, ..._in or a path (default: mlp)")
+
+    transcoder = _command(commands, "train-transcoder", _train_transcoder, "train a transcoder, and save its folder")
+    transcoder.add_argument("model", help="repository id or folder of an mlx-lm model")
+    transcoder.add_argument("--from-layer", type=int, required=True, help="layer to read, from 0")
+    transcoder.add_argument("--to-layer", type=int, required=True, help="layer to predict")
+    transcoder.add_argument(
+        "--component", default="mlp", help="in one layer from its input to its output (default: mlp)"
+    )
+    transcoder.add_argument("--from-component", help="component to read, if another")
+    transcoder.add_argument("--to-component", help="component to predict, if another")
+
+    crosscoder = _command(commands, "train-crosscoder", _train_crosscoder, "train a crosscoder, and save its folder")
+    crosscoder.add_argument("model", nargs="+", help="repository id or folder of an mlx-lm model, or of several")
+    crosscoder.add_argument(
+        "--layers", type=_numbers_of, help="one component over these layers, or a layer of each model"
+    )
+    crosscoder.add_argument("--layer", type=int, help="several components of this layer")
+    crosscoder.add_argument("--component", default="residual", help="component of the layers (default: residual)")
+    crosscoder.add_argument("--components", help="components of the layer, with commas")
+
+    for parser, config in ((sae, SAEConfig), (transcoder, TranscoderConfig), (crosscoder, CrosscoderConfig)):
+        _add_texts(parser)
+        parser.add_argument("--out", required=True, help="folder to write")
+        parser.add_argument("--revision", help="revision of the model's repository")
+        parser.add_argument("--training-tokens", type=int, help="stop after so many (needed for streamed datasets)")
+        parser.add_argument("--cache-dir", help="keep activations on disk here")
+        parser.add_argument("--checkpoint-dir", help="keep the state of the run here, and go on from it")
+        parser.add_argument("--report-to", choices=("trackio",), help="where the numbers of the run go")
+        _add_settings(parser, config)
+
+
+def _numbers_of(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
     from hubsae.tokens import TokenConfig
 
-    for title, config in (("training", SAEConfig), ("texts to tokens", TokenConfig)):
+    for title, config in (("training", settings), ("texts to tokens", TokenConfig)):
         group = parser.add_argument_group(title)
         hints = typing.get_type_hints(config)
         for item in dataclasses.fields(config):
@@ -115,8 +148,14 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             note = f"default: {item.default}"
             if kind is bool:
                 group.add_argument(flag, action=argparse.BooleanOptionalAction, default=item.default, help=note)
+            elif typing.get_origin(kind) is tuple:
+                group.add_argument(flag, type=_shares, default=item.default, metavar="A,B,...", help=note)
             else:
                 group.add_argument(flag, type=kind, default=item.default, metavar=kind.__name__.upper(), help=note)
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
 
 
 def _settings(options: argparse.Namespace, config: type) -> Any:
@@ -129,24 +168,55 @@ def _texts(options: argparse.Namespace) -> Any:
     return read_texts(options.texts, split=options.split, subset=options.subset)
 
 
-def _train(options: argparse.Namespace) -> None:
-    from hubsae import InterpretableModel, SAEConfig, TokenConfig
+def _train_sae(options: argparse.Namespace) -> None:
+    from hubsae import InterpretableModel, SAEConfig
 
-    config, tokens = _settings(options, SAEConfig), _settings(options, TokenConfig)
-    texts = _texts(options)
-    sae = InterpretableModel(options.model, revision=options.revision).train_sae(
-        options.layer,
-        texts,
-        options.component,
-        options.out,
-        config,
-        training_tokens=options.training_tokens,
-        tokens=tokens,
-        dataset_name=Path(options.texts).name if Path(options.texts).is_file() else options.texts,
-        cache_dir=options.cache_dir,
-    )
-    print(sae)
-    print(_numbers(sae.metrics))
+    model = InterpretableModel(options.model, revision=options.revision)
+    layer = options.layer if len(options.layer) > 1 else options.layer[0]
+    _tell(options, model.train_sae(layer, component=options.component, **_circumstances(options, SAEConfig)))
+
+
+def _train_transcoder(options: argparse.Namespace) -> None:
+    from hubsae import InterpretableModel, TranscoderConfig
+
+    model = InterpretableModel(options.model, revision=options.revision)
+    sites = {n: getattr(options, n) for n in ("from_layer", "to_layer", "component", "from_component", "to_component")}
+    _tell(options, model.train_transcoder(**sites, **_circumstances(options, TranscoderConfig)))
+
+
+def _train_crosscoder(options: argparse.Namespace) -> None:
+    from hubsae import CrosscoderConfig, InterpretableModel, train_crosscoder
+
+    models = [InterpretableModel(source, revision=options.revision) for source in options.model]
+    run = _circumstances(options, CrosscoderConfig)
+    if len(models) > 1:
+        _tell(options, train_crosscoder(models, layers=options.layers, component=options.component, **run))
+        return
+    components = options.components.split(",") if options.components else None
+    sites = {"layer": options.layer, "layers": options.layers, "component": options.component, "components": components}
+    _tell(options, models[0].train_crosscoder(**sites, **run))
+
+
+def _circumstances(options: argparse.Namespace, config: type) -> dict[str, Any]:
+    from hubsae import TokenConfig
+
+    return {
+        "dataset": _texts(options),
+        "save_path": options.out,
+        "config": _settings(options, config),
+        "training_tokens": options.training_tokens,
+        "tokens": _settings(options, TokenConfig),
+        "dataset_name": Path(options.texts).name if Path(options.texts).is_file() else options.texts,
+        "cache_dir": options.cache_dir,
+        "checkpoint_dir": options.checkpoint_dir,
+        "report_to": options.report_to,
+    }
+
+
+def _tell(options: argparse.Namespace, found: Any) -> None:
+    for dictionary in found if isinstance(found, list) else [found]:
+        print(dictionary)
+        print(_numbers(dictionary.metrics))
     print(f"written to {options.out}")
 
 
@@ -160,14 +230,15 @@ def _evaluate(options: argparse.Namespace) -> None:
     from hubsae.errors import ConfigError
 
     sae = _load(options)
-    model = options.model or sae.base_model.repo_id
-    if model is None:
-        raise ConfigError(f"{options.dictionary} names no repository of its base model; give --model")
-    if options.model is None:
+    models: list[Any] = options.model or []
+    if not models:
         from hubsae import InterpretableModel
 
-        model = InterpretableModel(model, revision=sae.base_model.revision)
-    sae.bind(model, options.check)
+        for base in sae.base_models:
+            if base.repo_id is None:
+                raise ConfigError(f"{options.dictionary} names no repository of its base model; give --model")
+            models.append(InterpretableModel(base.repo_id, revision=base.revision))
+    sae.bind(models, options.check)
     print(sae)
     print(sae.evaluate(texts=_texts(options), max_rows=options.max_rows, text_column=options.text_column))
 
@@ -192,11 +263,11 @@ def _push(options: argparse.Namespace) -> None:
 
 def _show(options: argparse.Namespace) -> None:
     sae = _load(options)
-    config, base = sae.config, sae.base_model
+    config = sae.config
     rows = [
         ("source", sae.source),
         ("kind", config.kind),
-        ("base model", base.label),
+        ("base model", ", ".join(base.label for base in sae.base_models)),
         ("reads", ", ".join(f"{s} ({w})" for s, w in zip(config.reads, config.read_widths, strict=True))),
         ("writes", ", ".join(f"{s} ({w})" for s, w in zip(config.writes, config.write_widths, strict=True))),
         ("features", f"{config.n_features:,}"),
@@ -209,7 +280,7 @@ def _show(options: argparse.Namespace) -> None:
     print(_numbers(sae.metrics))
     if options.model:
         differences = sae.bind(options.model, "ignore")
-        print(f"compared with {sae.model.identity.label}:")
+        print(f"compared with {', '.join(model.identity.label for model in sae.models)}:")
         for difference in differences:
             print(f"  {difference.severity:8} {difference}")
         worst = differences[0].severity if differences else "silent"

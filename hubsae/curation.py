@@ -1,6 +1,7 @@
 """Which texts and tokens to train on: without duplicates, and chosen so that they differ."""
 
 import re
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from hubsae.tokens import Chunk, groups, take_rows
 
 STRATEGIES = ("kmeans", "variance")
 _SHINGLE, _HASHES, _BANDS = 5, 64, 16
-_PRIME = (1 << 61) - 1
 _FIT_ROWS = 20_000
 
 
@@ -57,7 +57,7 @@ class Curation:
 def distinct(texts: Iterable[str], near: float | None) -> Iterator[str]:
     """The texts without copies (but for white space and case) and without those as similar as `near` to one before."""
     rng = np.random.default_rng(0)
-    factors, shifts = (rng.integers(1, 1 << 31, _HASHES, dtype=np.uint64) for _ in range(2))
+    factors, shifts = (rng.integers(1, 1 << 64, _HASHES, dtype=np.uint64) | np.uint64(1) for _ in range(2))
     exact: set[int] = set()
     kept: list[np.ndarray] = []
     buckets: dict[bytes, list[int]] = {}
@@ -84,7 +84,7 @@ def _signature(words: Sequence[str], factors: np.ndarray, shifts: np.ndarray) ->
     n = max(1, len(words) - _SHINGLE + 1)
     shingles = {zlib.crc32(" ".join(words[i : i + _SHINGLE]).encode()) for i in range(n)}
     values = np.fromiter(shingles, np.uint64)[:, None]
-    return ((values * factors + shifts) % _PRIME).min(axis=0).astype(np.uint32)
+    return ((values * factors + shifts) >> np.uint64(32)).min(axis=0).astype(np.uint32)  # multiply-shift hashing
 
 
 def chosen(
@@ -140,7 +140,9 @@ def _by_cluster(
             sample = np.concatenate([rows for _, rows in waiting])
             scale = float(sample.std()) or 1.0
             n_clusters = min(how.n_clusters, len(sample))
-            centres = kmeans2(sample / scale, n_clusters, minit="++", rng=np.random.default_rng(how.seed))[0]
+            with warnings.catch_warnings():  # an empty cluster is one that nothing is taken from
+                warnings.simplefilter("ignore", UserWarning)
+                centres = kmeans2(sample / scale, n_clusters, minit="++", rng=np.random.default_rng(how.seed))[0]
         if centres is not None:
             assign()
     taken = _evenly(cluster, n_rows, np.random.default_rng(how.seed))

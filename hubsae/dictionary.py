@@ -264,7 +264,7 @@ class Dictionary(Artifact, nn.Module, tags=["mechanistic-interpretability"]):
             return y + self.b_dec
         if x is None:
             raise DataError("this transcoder has a skip connection: give decode(code, x) the activations x it read too")
-        return y + self._checked(x) @ self.W_skip + self.b_dec
+        return y + self._checked(x) @ self["W_skip"] + self.b_dec
 
     def __call__(self, x: mx.array) -> mx.array:
         """(..., d_in) -> its reconstruction or prediction (..., d_out), with gradients."""

@@ -117,10 +117,10 @@ def _targets(all_wanted: Sequence[Wanted], run: Run) -> list[Path | None]:
     if run.save_path is None:
         return [None] * len(all_wanted)
     root = Path(run.save_path)
-    targets: list[Path | None] = [root / w.name for w in all_wanted] if len(all_wanted) > 1 else [root]
+    targets = [root / w.name for w in all_wanted] if len(all_wanted) > 1 else [root]
     for target in targets:
         check_target(target)
-    return targets
+    return list(targets)
 
 
 def _data(models: tuple[LanguageModel, ...], all_wanted: Sequence[Wanted], dataset: Any, run: Run) -> ActivationDataset:

@@ -75,7 +75,7 @@ class GivenRows:
                     row, column = (int(i[0]) for i in np.nonzero(~np.isfinite(np.array(rows.astype(mx.float32)))))
                     raise DataError(f"{name} rows: row {seen + row}, column {column} is {rows[row, column].item()}")
             if len({len(rows) for rows in sides}) > 1:
-                raise ConfigError(f"{len(sides[0])} read rows but {len(sides[1])} written rows in one batch")
+                raise ConfigError(f"{len(sides[0])} read rows but {len(sides[-1])} written rows in one batch")
             seen += len(sides[0])
             parts = [rows.astype(mx.float32) for rows in sides]
             yield parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)

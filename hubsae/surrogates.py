@@ -46,6 +46,8 @@ class Surrogate:
 
 
 class TopK(Surrogate):
+    """The k largest entries of each row; gradients flow through those alone (Gao et al. 2024)."""
+
     name = "topk"
 
     def code(self, pre: mx.array, params: Params, k: int) -> mx.array:

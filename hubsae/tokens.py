@@ -130,8 +130,8 @@ def read_texts(name: str | Path, *, split: str = "train", subset: str | None = N
 
 
 def callable_tokenizer(tokenizer: Any) -> Any:
-    """The tokenizer of transformers under mlx-lm's wrapper, which cannot be called."""
-    return getattr(tokenizer, "_tokenizer", tokenizer)
+    """The tokenizer of transformers itself, or the one under mlx-lm's wrapper, which cannot be called."""
+    return tokenizer if callable(tokenizer) else getattr(tokenizer, "_tokenizer", tokenizer)
 
 
 def chunks(texts: Iterable[str], tokenizer: Any, config: TokenConfig, context: int) -> Iterator[Chunk]:

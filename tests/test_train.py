@@ -98,8 +98,8 @@ def trainer_on(rows, config, n_features, n_steps, same=True) -> Trainer:
 def test_dead_features_come_back_to_life_where_the_data_has_work_for_them(revival):
     rows, directions = planted(20_000)
     assert len(directions) == 48
-    chosen = {"sparsity": "relu", "l1_coefficient": 0.3} if revival == "resampling" else {"k": 3}
-    config = SAEConfig(**chosen, aux_coefficient=1 / 32 if revival == "aux" else 0.0, dead_after_rows=1000)
+    chosen = SAEConfig(sparsity="relu", l1_coefficient=0.3) if revival == "resampling" else SAEConfig(k=3)
+    config = chosen.updated(aux_coefficient=1 / 32 if revival == "aux" else 0.0, dead_after_rows=1000)
     config = config.updated(resample_dead_every=50 if revival == "resampling" else None)
     trainer = trainer_on(rows, config, 64, 300)
     trainer.params["b_enc"] = mx.where(mx.arange(64) < 32, -1.0, 0.0)
