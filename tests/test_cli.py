@@ -108,3 +108,26 @@ def test_push_of_a_folder_that_is_none_changes_nothing(alice, tmp_path, capsys):
     assert main(["push", str(tmp_path), "alice/none"]) == 1
     assert not alice.seen("POST /api/repos/create")
     assert random_sae().config.kind == "sae"
+
+
+@pytest.mark.parametrize("kind", ["transcoder", "crosscoder", "two models", "several"])
+def test_every_kind_is_trained_from_the_command_line(trained, demo_folder, capsys, tmp_path, kind):
+    sites = {
+        "transcoder": f"train-transcoder {demo_folder} --from-layer 1 --to-layer 1 --skip-connection",
+        "crosscoder": f"train-crosscoder {demo_folder} --layers 1,2 --component-weights 2,1",
+        "two models": f"train-crosscoder {demo_folder} {demo_folder.parent / 'atlas-neox'} --layers 1,2",
+        "several": f"train {demo_folder} --layer 1,2 --matryoshka 0.25,1",
+    }[kind]
+    few = tmp_path / "texts.txt"
+    few.write_text("\n".join((trained / "texts.txt").read_text().splitlines()[:500]))
+    rest = f"--texts {few} --out {tmp_path}/out --expansion-factor 1 --k 8 --batch-size 128"
+    assert main(f"{sites} {rest} --checkpoint-dir {tmp_path}/c".split()) == 0
+    said = capsys.readouterr().out
+    assert said.count("metrics") == (2 if kind == "several" else 1)
+    folder = tmp_path / "out" / "layers.1.mlp" if kind == "several" else tmp_path / "out"
+    models = [str(demo_folder)] + ([str(demo_folder.parent / "atlas-neox")] if kind == "two models" else [])
+    chosen = [argument for model in models for argument in ("--model", model)]
+    assert main(["show", str(folder), *chosen]) == 0
+    assert "it fits" in capsys.readouterr().out
+    assert main(["evaluate", str(folder), *chosen, "--texts", str(few), "--max-rows", "2000"]) == 0
+    assert "loss recovered" in capsys.readouterr().out

@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import random_sae
 
-from hubsae import Crosscoder, Dictionary, Transcoder, load_sae
+from hubsae import Crosscoder, Dictionary, Transcoder, load_sae, sparsity
 from hubsae.api import SAE
 from hubsae.dictionary import DictionaryConfig, kind_of
 from hubsae.errors import ArtifactError, ConfigError, DataError, HubError
@@ -251,3 +252,39 @@ def test_what_is_no_name_is_refused(name):
 
 def test_numpy_rows_are_taken_too(sae, x):
     assert mx.array_equal(sae.encode(np.array(x)), sae.encode(x))
+
+
+LEARNT = {
+    "topk": {"name": "topk", "k": 4},
+    "relu": {"name": "relu"},
+    "batchtopk": {"name": "batchtopk", "k": 4},
+    "jumprelu": {"name": "jumprelu"},
+    "gated": {"name": "gated"},
+}
+
+
+@pytest.mark.parametrize("name", LEARNT)
+def test_a_rows_code_does_not_depend_on_the_rows_beside_it(name, tmp_path):
+    rule = sparsity.from_dict(LEARNT[name])
+    one = random_sae(sparsity=LEARNT["topk"])
+    rng = np.random.default_rng(1)
+    learned = {n: mx.array(rng.uniform(0.5, 3, s).astype(np.float32)) for n, s in rule.array_shapes(64).items()}
+    sae = SAE(replace(one.config, sparsity=LEARNT[name]), {**one.arrays(), **learned})
+    x = mx.array(rng.standard_normal((50, 16)).astype(np.float32))
+    whole = np.array(sae.encode(x))
+    for i in (0, 7, 49):
+        assert np.allclose(np.array(sae.encode(x[i])), whole[i], atol=1e-5)
+        assert np.allclose(np.array(sae.encode(x[i : i + 1]))[0], whole[i], atol=1e-5)
+    pre = np.array(x) @ np.array(sae.W_enc) + np.array(sae.b_enc)
+    a = {n: np.array(v) for n, v in learned.items()}
+    expected = {
+        "topk": lambda: np.where(pre >= np.sort(pre, axis=1)[:, -4, None], np.maximum(pre, 0), 0),
+        "relu": lambda: np.maximum(pre, 0),
+        "batchtopk": lambda: np.where(pre > a["threshold"], pre, 0),
+        "jumprelu": lambda: np.where(pre > a["threshold"], pre, 0),
+        "gated": lambda: np.where(pre > 0, np.maximum(pre * a["gate_scale"] + a["gate_shift"], 0), 0),
+    }[name]()
+    assert np.allclose(whole, expected, atol=1e-4)
+    assert mx.allclose(sae(x), sae.decode(sae.encode_sparse(x)), atol=1e-3)
+    sae.save(tmp_path / "sae")
+    assert mx.array_equal(SAE.from_pretrained(tmp_path / "sae").encode(x), sae.encode(x))

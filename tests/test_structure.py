@@ -125,23 +125,24 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 @pytest.fixture
 def world_of_the_documents(hub, demo_folder, demo_texts, tmp_path, monkeypatch):
-    """A Hub with a small random model under the name that the documents use, and an empty folder with texts.txt."""
+    """A Hub with small random models under the names that the documents use, and an empty folder with texts.txt."""
     import json
 
     from mlx.utils import tree_flatten
     from mlx_lm.models.llama import Model, ModelArgs
 
-    small = {"num_hidden_layers": 12, "hidden_size": 32, "intermediate_size": 64, "head_dim": 8}
-    config = {**json.loads((demo_folder / "config.json").read_text()), **small}
-    model = Model(ModelArgs.from_dict(config))
-    mx.save_safetensors(str(tmp_path / "model.safetensors"), dict(tree_flatten(model.parameters())))
-    content = {p.name: p.read_bytes() for p in demo_folder.glob("token*")}
-    content["model.safetensors"] = (tmp_path / "model.safetensors").read_bytes()
-    content["config.json"] = json.dumps(config).encode()
-    hub.put("mlx-community/Llama-3.2-1B-Instruct", content)
+    for name, width in (("1B", 32), ("3B", 48)):
+        small = {"num_hidden_layers": 12, "hidden_size": width, "intermediate_size": 64, "head_dim": width // 4}
+        config = {**json.loads((demo_folder / "config.json").read_text()), **small}
+        model = Model(ModelArgs.from_dict(config))
+        mx.save_safetensors(str(tmp_path / "model.safetensors"), dict(tree_flatten(model.parameters())))
+        content = {p.name: p.read_bytes() for p in demo_folder.glob("token*")}
+        content["model.safetensors"] = (tmp_path / "model.safetensors").read_bytes()
+        content["config.json"] = json.dumps(config).encode()
+        hub.put(f"mlx-community/Llama-3.2-{name}-Instruct", content)
     folder = tmp_path / "work"
     folder.mkdir()
-    (folder / "texts.txt").write_text("\n".join(demo_texts))
+    (folder / "texts.txt").write_text("\n".join(demo_texts[:900]))
     monkeypatch.chdir(folder)
     with hub.patched(tmp_path / "home", user="user"):
         yield hub
