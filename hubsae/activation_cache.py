@@ -77,7 +77,7 @@ class ActivationCache:
             if len(group) != shard["n_chunks"] or _digest(group) != shard["chunks_sha256"]:
                 raise self._other("texts", f"from chunk {sum(s['n_chunks'] for s in manifest['shards'][:number])} on")
             if number == 0:
-                self._check_probe(manifest, compute(group[:1]))
+                self._checkprobe(manifest, compute(group[:1]))
             yield np.empty((0, self._width), np.float32) if number < skip else self._read(shard)
         if manifest["complete"]:
             if next(stream, None) is not None:
@@ -86,7 +86,7 @@ class ActivationCache:
         for group in groups(stream, self._width, _SHARD_BYTES):
             rows = compute(group)
             if not manifest["shards"]:
-                manifest["probe"] = _probe(compute(group[:1]))
+                manifest["probe"] = probe(compute(group[:1]))
             manifest["shards"].append(self._write(len(manifest["shards"]), group, rows, manifest))
             yield rows
         if manifest["shards"]:
@@ -127,9 +127,9 @@ class ActivationCache:
             raise DataError(f"{self.folder / name}: not the rows that the manifest names; delete this cache_dir")
         return array
 
-    def _check_probe(self, manifest: dict, rows: np.ndarray) -> None:
+    def _checkprobe(self, manifest: dict, rows: np.ndarray) -> None:
         """The first chunk's rows, computed anew: catches other weights where no file ids are known."""
-        found, kept = _probe(rows), manifest["probe"]
+        found, kept = probe(rows), manifest["probe"]
         if len(found) != len(kept) or not np.allclose(found, kept, rtol=2e-2, atol=2e-2):
             raise self._other("a model", "its activations differ on the first text")
 
@@ -140,7 +140,7 @@ class ActivationCache:
         )
 
 
-def _probe(rows: np.ndarray) -> list[float]:
+def probe(rows: np.ndarray) -> list[float]:
     """Some values of the last row, in units of its root mean square."""
     last = rows[-1].astype(np.float64)
     picked = last[np.linspace(0, len(last) - 1, _PROBE_VALUES).astype(int)]

@@ -62,20 +62,26 @@ def paired_chunks(
     for tokenizer in callables:
         if not getattr(tokenizer, "is_fast", False):
             raise ConfigError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed here")
-    found = number = 0
+    n_read = n_shared = n_chunks = 0
     for number, text in enumerate(texts):
-        for chunk in _pieces(text, number, callables, config, contexts):
-            found += 1
-            yield chunk
-        if not found and number + 1 >= _UNSEEN_TEXTS:
+        n_read += 1
+        for shared, chunk in _pieces(text, number, callables, config, contexts):
+            n_shared += shared
+            if chunk is not None:
+                n_chunks += 1
+                yield chunk
+        if not n_chunks and n_read >= _UNSEEN_TEXTS:
             break
-    if number and not found:
-        raise DataError(f"in {number + 1} texts no token of one model ends where one of the other does: no anchors")
+    if n_read and not n_shared:
+        raise DataError(f"in {n_read} texts no token of one model ends where one of the other does: no anchors")
+    if n_read and not n_chunks:
+        raise DataError(f"in {n_read} texts all anchors are at the skip_positions={config.skip_positions} left out")
 
 
 def _pieces(
     text: str, document: int, tokenizers: Sequence[Any], config: TokenConfig, contexts: Sequence[int]
-) -> Iterator[Chunk]:
+) -> Iterator[tuple[int, Chunk | None]]:
+    """How many places each piece of a text shares, and its chunk where some of them count."""
     start, window = 0, _CHARACTERS_A_TOKEN * min(contexts)
     while start < len(text):
         part = text[start : start + window]
@@ -93,5 +99,7 @@ def _pieces(
                 Chunk(ids[: end + 1], np.isin(np.arange(end + 1), places), document)
                 for (ids, _), end, places in zip(read, last, shared[good].T, strict=True)
             ]
-            yield Chunk(made[0].ids, made[0].keep, document, tuple(made[1:]))
+            yield len(shared), Chunk(made[0].ids, made[0].keep, document, tuple(made[1:]))
+        else:
+            yield len(shared), None
         start += int(read[0][1][last[0]])

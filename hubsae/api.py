@@ -14,7 +14,7 @@ from hubsae.dictionary import Dictionary
 from hubsae.diffing import LatentScaling
 from hubsae.errors import ConfigError, SiteError
 from hubsae.evaluate import Evaluation
-from hubsae.fit import Run, fit, wanted
+from hubsae.fit import Run, fit, swept, wanted
 from hubsae.identity import Check, Difference, check_policy
 from hubsae.lm import LanguageModel
 from hubsae.recipe import CrosscoderConfig, SAEConfig, TranscoderConfig
@@ -66,7 +66,11 @@ class BoundDictionary(Dictionary):
     def _bound(self, model: Any) -> tuple[LanguageModel, ...]:
         if model is None and not self.models:
             raise ConfigError(f"this {self.config.kind} is bound to no model; call bind(model), or give the model here")
-        return self.models if model is None else as_models(model)
+        if model is None:
+            return self.models
+        models = as_models(model)
+        self.check([m.identity for m in models], self._widths(models))
+        return models
 
     def evaluate(
         self, model: Any = None, texts: Any = None, *, max_rows: int = 50_000, text_column: str = "text"
@@ -190,7 +194,8 @@ class InterpretableModel(LanguageModel):
         """
         sites = [((site,), (site,)) for site in site_product(_layers(layer), component)]
         several = isinstance(layer, Sequence) or not isinstance(component, str)
-        found = _trained([self], sites, SAE, config or SAEConfig(), dataset, overrides, _run(locals()))
+        run = Run(save_path, training_tokens, tokens, dataset_name, cache_dir, checkpoint_dir, report_to, progress)
+        found = _trained([self], sites, SAE, _settings(config, SAEConfig), dataset, overrides, run)
         return _one_or_all(found, several, overrides)
 
     def train_transcoder(
@@ -220,6 +225,8 @@ class InterpretableModel(LanguageModel):
         is as in `train_sae`; lists of values of settings give a list of transcoders.
         """
         same_layer = from_layer == to_layer
+        if same_layer and from_component is None and to_component is None and Site(0, component).is_input:
+            raise ConfigError(f"component={component!r} is an input; give to_component= too, or the component itself")
         read = from_component or (f"{component}_in" if same_layer and to_component is None else component)
         reads = Site(as_type(from_layer, int, "from_layer"), read)
         writes = Site(as_type(to_layer, int, "to_layer"), to_component or component)
@@ -229,7 +236,8 @@ class InterpretableModel(LanguageModel):
             )
         settings = _settings(config, TranscoderConfig)
         sites = [((reads,), (writes,))]
-        found = _trained([self], sites, Transcoder, settings, dataset, overrides, _run(locals()))
+        run = Run(save_path, training_tokens, tokens, dataset_name, cache_dir, checkpoint_dir, report_to, progress)
+        found = _trained([self], sites, Transcoder, settings, dataset, overrides, run)
         return _one_or_all(found, False, overrides)
 
     def train_crosscoder(
@@ -258,7 +266,8 @@ class InterpretableModel(LanguageModel):
         if (layer is None) == (layers is None):
             raise ConfigError("give either layer=, with several components=, or layers=[...]")
         sites = tuple(site_product(_layers(layers if layer is None else layer), components or component))
-        return _crosscoder([self], sites, dataset, config, overrides, _run(locals()))
+        run = Run(save_path, training_tokens, tokens, dataset_name, cache_dir, checkpoint_dir, report_to, progress)
+        return _crosscoder([self], sites, dataset, config, overrides, run)
 
 
 def train_crosscoder(
@@ -285,6 +294,8 @@ def train_crosscoder(
     "1:layers.2.residual"]` reads model 0 and model 1. Widths and tokenizers may differ. The rest is as in
     `InterpretableModel.train_sae`.
     """
+    if not isinstance(models, list | tuple) or len(models) < 2:
+        raise ConfigError("give a list of at least two models; one model has its own train_crosscoder")
     found = [as_model(model) for model in models]
     if (layers is None) == (sites is None):
         raise ConfigError("give either layers=, one for each model, or sites=")
@@ -293,7 +304,8 @@ def train_crosscoder(
         if len(each) != len(found):
             raise ConfigError(f"layers={each}: expected one for each of the {len(found)} models")
         sites = [Site(as_type(layer, int, "layers"), component, i) for i, layer in enumerate(each)]
-    return _crosscoder(found, parse_sites(sites), dataset, config, overrides, _run(locals()))
+    run = Run(save_path, training_tokens, tokens, dataset_name, cache_dir, checkpoint_dir, report_to, progress)
+    return _crosscoder(found, parse_sites(sites), dataset, config, overrides, run)
 
 
 class SAETrainer:
@@ -346,22 +358,13 @@ def _settings(config: SAEConfig | None, kind: type[SAEConfig]) -> SAEConfig:
     return kind(**asdict(config))
 
 
-def _run(arguments: dict[str, Any]) -> Run:
-    return Run(**{name: arguments[name] for name in Run.__dataclass_fields__})
-
-
 def _layers(layer: Any) -> Any:
     """A layer or several, as whole numbers."""
-    return (
-        [as_type(one, int, "layer") for one in layer]
-        if isinstance(layer, list | tuple | range)
-        else as_type(layer, int, "layer")
-    )
+    if isinstance(layer, list | tuple | range):
+        return [as_type(one, int, "layer") for one in layer]
+    return as_type(layer, int, "layer")
 
 
 def _one_or_all(found: list[Any], several: bool, overrides: dict) -> Any:
     """The only dictionary, or the list where lists were asked for."""
-    swept = any(
-        isinstance(value, list) for name, value in overrides.items() if name not in ("matryoshka", "component_weights")
-    )
-    return found if several or swept else found[0]
+    return found if several or swept(overrides) else found[0]

@@ -36,19 +36,24 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path, made_for: dict):
-        self.folder = Path(folder).expanduser().absolute()
+        self.folder = self.check_folder(folder)
         self._made_for = json.loads(json.dumps(made_for))
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ArtifactError(f"{self.folder} is a file; checkpoint_dir has to be a folder")
-        ours = (_PREFIX, _UNFINISHED)
-        if self.folder.is_dir() and any(not p.name.startswith(ours) for p in self.folder.iterdir()):
-            raise ArtifactError(f"{self.folder}: holds other files than checkpoints; give an empty or new folder")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ArtifactError(f"{self.folder}: cannot write checkpoints there ({error})") from error
         for path in self._found():
             self._header(path)
+
+    @staticmethod
+    def check_folder(folder: str | Path) -> Path:
+        """The folder, made if it is missing; `ArtifactError` where it holds other things or cannot be written."""
+        path = Path(folder).expanduser().absolute()
+        if path.exists() and not path.is_dir():
+            raise ArtifactError(f"{path} is a file; checkpoint_dir has to be a folder")
+        if path.is_dir() and any(not p.name.startswith((_PREFIX, _UNFINISHED)) for p in path.iterdir()):
+            raise ArtifactError(f"{path}: holds other files than checkpoints; give an empty or new folder")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot write checkpoints there ({error})") from error
+        return path
 
     def _found(self) -> list[Path]:
         """Folders of checkpoints, newest first."""
@@ -61,7 +66,7 @@ class Checkpoints:
             state = read_json(path / _STATE)
         except HubsaeError:
             return None
-        if state.get("format_version") != _FORMAT_VERSION or not isinstance(state.get("files"), dict):
+        if state.get("format_version") != _FORMAT_VERSION or state.pop("sha256", None) != _json_digest(state):
             return None
         if differences := list(_differences(state.get("made_for"), self._made_for)):
             raise ConfigError(
@@ -92,7 +97,7 @@ class Checkpoints:
             stage = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.folder))
             files = {name: _write(stage, name, part) for name, part in parts.items()}
             state = {"format_version": _FORMAT_VERSION, "made_for": self._made_for, "run": run.values, "files": files}
-            write_json(stage / _STATE, state)
+            write_json(stage / _STATE, {**state, "sha256": _json_digest(state)})
             _sync(stage)
             shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step
             os.replace(stage, target)
@@ -138,6 +143,10 @@ def _verified(path: Path, digest: str) -> Path:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _json_digest(state: dict) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(folder: Path, inside: bool = True) -> None:

@@ -186,10 +186,13 @@ def _train_transcoder(options: argparse.Namespace) -> None:
 
 def _train_crosscoder(options: argparse.Namespace) -> None:
     from hubsae import CrosscoderConfig, InterpretableModel, train_crosscoder
+    from hubsae.errors import ConfigError
 
     models = [InterpretableModel(source, revision=options.revision) for source in options.model]
     run = _circumstances(options, CrosscoderConfig)
     if len(models) > 1:
+        if options.layer is not None or options.components is not None:
+            raise ConfigError("with several models give --layers, one for each of them, and one --component")
         _tell(options, train_crosscoder(models, layers=options.layers, component=options.component, **run))
         return
     components = options.components.split(",") if options.components else None

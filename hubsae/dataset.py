@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -10,10 +11,10 @@ import mlx.core as mx
 import numpy as np
 
 from hubsae import tokens as _tokens
-from hubsae.activation_cache import ActivationCache
+from hubsae.activation_cache import ActivationCache, probe
 from hubsae.activations import Models, as_models, harvest, read_chunks, site_product, width
 from hubsae.curation import Curation, chosen, distinct
-from hubsae.errors import ConfigError, DataError
+from hubsae.errors import ConfigError, DataError, warn
 from hubsae.lm import LanguageModel
 from hubsae.rows import ShuffledRows
 from hubsae.settings import as_type
@@ -49,7 +50,7 @@ class ActivationDataset:
         if not 0 <= held_out < 1:
             raise ConfigError(f"held_out={held_out}: expected a share from 0 to below 1")
         if max_rows is not None and as_type(max_rows, int, "training_tokens") < 1:
-            raise ConfigError(f"training_tokens (max_rows here) is {max_rows}: expected at least 1")
+            raise ConfigError(f"training_tokens (also max_rows, max_samples) is {max_rows}: expected at least 1")
         if buffer_mb < 1:
             raise ConfigError(f"buffer_mb={buffer_mb}: expected at least 1")
         self.models, self.sites = as_models(model), parse_sites(sites)
@@ -60,14 +61,12 @@ class ActivationDataset:
         self._cache_dir = Path(cache_dir) if cache_dir is not None else None
         self.texts, self.held_out_share, self._max_rows = texts, held_out, max_rows
         self._cache_options = {**self.describe(), "held_out": held_out, "max_rows": max_rows}
+        self.curation: Curation | None = None
         self._digest = hashlib.sha256()
+        self._first: Chunk | None = None
         self._split, self._fresh = self._read(), True
         self._chunks: list[Chunk] | None = None
-        if max_rows is not None:
-            self.n_rows = max_rows
-        elif hasattr(texts, "__len__"):
-            self.n_rows = self._count()
-        else:
+        if max_rows is None and not hasattr(texts, "__len__"):
             raise ConfigError(
                 f"the length of this {type(texts).__name__} is unknown, so training cannot be planned; set "
                 "training_tokens (max_rows here) to the number of tokens to use, or give a list"
@@ -139,7 +138,9 @@ class ActivationDataset:
         new = distinct(_tokens.iterate_texts(texts, config.text_column), how.near_duplicates)
         stream = read_chunks(model, new, config)
         picked = chosen(stream, lambda group: harvest(model, sites, group), max_samples, columns, how)
-        return cls(model, sites, picked, tokens_config=config, held_out=held_out, cache_dir=cache_dir)
+        found = cls(model, sites, picked, tokens_config=config, held_out=held_out, cache_dir=cache_dir)
+        found.curation = how
+        return found
 
     @property
     def held_out_chunks(self) -> list[Chunk]:
@@ -158,17 +159,28 @@ class ActivationDataset:
     def _read(self) -> Split:
         return Split(read_chunks(self.models, self.texts, self.config), self.held_out_share, limit=_HELD_OUT_ROWS)
 
-    def _count(self) -> int:
-        """Rows of all texts; their chunks are kept while they are few, else they are made again when needed."""
+    @cached_property
+    def n_rows(self) -> int:
+        """Rows of one epoch; texts of known length are read for it, to `max_rows` where that is set.
+
+        Their chunks are kept while they are few, else they are made again when needed.
+        """
+        if not hasattr(self.texts, "__len__"):
+            assert self._max_rows is not None
+            return self._max_rows
+        if not self._fresh:
+            self._split = self._read()
         n_rows = n_tokens = 0
         kept: list[Chunk] = []
-        for chunk in self._split:
+        for chunk in self._split if self._max_rows is None else _tokens.take_rows(self._split, self._max_rows):
             n_rows += chunk.n_rows
             n_tokens += sum(len(chunk.of(model).ids) for model in range(len(self.models)))
             if n_tokens <= _KEPT_TOKENS:
                 kept.append(chunk)
         self._chunks = kept if n_tokens <= _KEPT_TOKENS else None
         self._fresh = False
+        if self._max_rows is not None and n_rows < self._max_rows:
+            warn(f"the texts have {n_rows:,} tokens for training, not {self._max_rows:,}; all of them are used")
         return n_rows
 
     def _training_chunks(self) -> Iterator[Chunk]:
@@ -185,13 +197,32 @@ class ActivationDataset:
             self._fresh = False
             stream = self._split if self._max_rows is None else _tokens.take_rows(self._split, self._max_rows)
         for chunk in stream:
+            self._first = self._first or chunk
             self._digest.update(chunk.ids.tobytes() + chunk.keep.tobytes())
             yield chunk
 
+    def place(self) -> dict:
+        """By what the texts that were read, and the model, can be recognised (see `ShuffledRows`)."""
+        return {"texts": self._digest.hexdigest(), "probe": self._probe}
+
+    @cached_property
+    def _probe(self) -> list[float]:
+        return probe(harvest(self.models, self.sites, [self._first]).rows) if self._first else []
+
+    def check_place(self, place: dict) -> None:
+        """Raise `DataError` where these are other texts, or their activations are others."""
+        if self._digest.hexdigest() != place["texts"]:
+            what = "texts: the first ones differ. Give the same texts"
+        elif not np.allclose(self._probe, place["probe"], rtol=2e-2, atol=2e-2):
+            what = "activations: those of the first text differ. Give the same model"
+        else:
+            return
+        raise DataError(f"the checkpoint was written on other {what}, or another checkpoint_dir")
+
     def blocks(self, epoch: int = 0, skip: int = 0) -> Iterator[np.ndarray]:
         """The training rows in harvest order, without the first `skip` blocks; after epoch 0 from the cache alone."""
-        if epoch:
-            assert self._cache_dir is not None
+        used_up = self._chunks is None and not self._fresh and iter(self.texts) is self.texts
+        if self._cache_dir is not None and (epoch or used_up):
             return self._cache(self._cache_dir).all_blocks(skip)
         stream = self._training_chunks()
         if self._cache_dir is not None:
@@ -216,8 +247,7 @@ class ActivationDataset:
                 f"{self.capacity:,} rows; give cache_dir (rows are kept on disk) or a larger buffer_mb"
             )
         return ShuffledRows(
-            self.blocks,
-            lambda: self._digest.hexdigest(),
+            self,
             epoch_rows=self.n_rows,
             width=sum(self.widths),
             capacity=self.capacity,

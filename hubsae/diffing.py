@@ -9,7 +9,7 @@ import numpy as np
 from hubsae import tokens
 from hubsae.activations import Models, harvest, read_chunks, width
 from hubsae.dictionary import Dictionary
-from hubsae.errors import ConfigError
+from hubsae.errors import ConfigError, DataError
 from hubsae.tokens import groups
 
 _MIN_FIRINGS = 30
@@ -57,6 +57,8 @@ def latent_scaling(dictionary: Dictionary, models: Models, texts: Any, *, max_ro
         raise ConfigError(f"latent scaling compares what a crosscoder reads with what it writes; this is a {c.kind}")
     config = c.token_config()
     chunks = list(tokens.take_rows(read_chunks(models, texts, config), max_rows))
+    if len({chunk.document % 2 for chunk in chunks}) < 2:
+        raise DataError("latent scaling compares two halves of the documents, so it needs at least two of them")
     n, d = dictionary.n_features, c.d_out
     error, rebuilt = np.zeros((2, n, d), np.float32), np.zeros((2, n, d), np.float32)
     squares, firings = np.zeros((2, n)), np.zeros(n, np.int64)

@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from hubsae.hub import check_target
 from hubsae.hub_client import library_version
 from hubsae.lm import LanguageModel
 from hubsae.recipe import SAEConfig
-from hubsae.report import Reports, ReportTo
+from hubsae.report import Reports, ReportTo, check_report
 from hubsae.sites import Site, columns
 from hubsae.tokens import TokenConfig
 from hubsae.train import Job, train_jobs
@@ -51,18 +51,23 @@ class Run:
     progress: bool = True
 
 
+def swept(overrides: dict[str, Any]) -> dict[str, list]:
+    """Those of the settings that are given as lists of values to try."""
+    return {name: v for name, v in overrides.items() if isinstance(v, list) and name not in _TUPLES}
+
+
 def variants(config: SAEConfig, overrides: dict[str, Any]) -> list[tuple[str, SAEConfig]]:
     """`config` with other values, once for each combination of those settings that are given as lists; with names."""
-    swept = {n: v for n, v in overrides.items() if isinstance(v, list) and n not in _TUPLES}
-    for name, values in swept.items():
+    lists = swept(overrides)
+    for name, values in lists.items():
         if name in _SHARED:
             raise ConfigError(f"{name}={values}: dictionaries that are trained in one pass share {', '.join(_SHARED)}")
         if not values or len(set(map(str, values))) != len(values):
             raise ConfigError(f"{name}={values}: expected a list of different values")
-    fixed = {name: value for name, value in overrides.items() if name not in swept}
+    fixed = {name: value for name, value in overrides.items() if name not in lists}
     out = []
-    for values in product(*swept.values()):
-        chosen = dict(zip(swept, values, strict=True))
+    for values in product(*lists.values()):
+        chosen = dict(zip(lists, values, strict=True))
         out.append(("-".join(f"{n}{v}" for n, v in chosen.items()), config.updated(**fixed, **chosen)))
     return out
 
@@ -76,6 +81,10 @@ def wanted(
         text = "+".join(map(str, reads)) + ("" if reads == writes else f"-to-{'+'.join(map(str, writes))}")
         name = re.sub(r"[^\w.+-]", "_", text + (f"-{suffix}" if suffix else ""))
         out.append(Wanted(tuple(reads), tuple(writes), variant, name))
+    if not out or len({w.name for w in out}) < len(out):
+        raise ConfigError(
+            f"the dictionaries {', '.join(w.name for w in out) or '(none)'}: expected some, all different"
+        )
     return out
 
 
@@ -84,9 +93,12 @@ def fit(
 ) -> list[Any]:
     """Train, judge and save every dictionary; nothing long is done before all that can be checked is known to work."""
     models = as_models(models)
-    config = all_wanted[0].config
+    check_report(run.report_to)
     targets = _targets(all_wanted, run)
+    _check_folders(all_wanted[0].config, run)
     data = _data(models, all_wanted, dataset, run)
+    all_wanted = [replace(w, config=_with_split(w.config, data)) for w in all_wanted]
+    config = all_wanted[0].config
     jobs = [_job(models, data, w) for w in all_wanted]
     for w in all_wanted:
         w.config.steps_for(data.n_rows)
@@ -97,10 +109,11 @@ def fit(
     with Reports(run.report_to, [w.name for w in all_wanted], settings, run.progress) as report:
         found = train_jobs(jobs, rows, kinds=[kind] * len(jobs), progress=report, checkpoints=checkpoints)
     name = run.dataset_name or _dataset_name(dataset)
+    curated = {"curation": asdict(data.curation)} if data.curation else {}
     for dictionary, w, target in zip(found, all_wanted, targets, strict=True):
         dictionary.statistics |= {
             "recipe": asdict(w.config),
-            "data": {"name": name, "epochs": w.config.num_epochs, **data.describe()},
+            "data": {"name": name, "epochs": w.config.num_epochs, **data.describe(), **curated},
             "environment": _environment(),
         }
         if target is not None:
@@ -121,6 +134,29 @@ def _targets(all_wanted: Sequence[Wanted], run: Run) -> list[Path | None]:
     for target in targets:
         check_target(target)
     return list(targets)
+
+
+def _check_folders(config: SAEConfig, run: Run) -> None:
+    if run.checkpoint_dir is None and config.checkpoint_every is not None:
+        raise ConfigError(f"checkpoint_every={config.checkpoint_every}: give checkpoint_dir, where they are kept")
+    given = {name: getattr(run, name) for name in ("save_path", "cache_dir", "checkpoint_dir")}
+    paths = [Path(path).expanduser().absolute() for path in given.values() if path is not None]
+    if len(set(paths)) < len(paths):
+        raise ConfigError(f"{given}: expected different folders")
+    if run.checkpoint_dir is not None:
+        Checkpoints.check_folder(run.checkpoint_dir)
+
+
+def _with_split(config: SAEConfig, data: ActivationDataset) -> SAEConfig:
+    """The settings with the share that the data really holds out."""
+    if config.validation_split not in (data.held_out_share, type(config).validation_split):
+        raise ConfigError(
+            f"validation_split={config.validation_split}: the ActivationDataset has held_out={data.held_out_share}; "
+            "give it there"
+        )
+    if config.validation_split and not data.held_out_share:
+        warn("the ActivationDataset holds nothing out (held_out=0), so the dictionary is trained but not judged")
+    return config.updated(validation_split=data.held_out_share)
 
 
 def _data(models: tuple[LanguageModel, ...], all_wanted: Sequence[Wanted], dataset: Any, run: Run) -> ActivationDataset:
@@ -167,8 +203,6 @@ def _job(models: tuple[LanguageModel, ...], data: ActivationDataset, w: Wanted) 
 
 def _checkpoints(jobs: Sequence[Job], data: ActivationDataset, config: SAEConfig, run: Run) -> Checkpoints | None:
     if run.checkpoint_dir is None:
-        if config.checkpoint_every is not None:
-            raise ConfigError(f"checkpoint_every={config.checkpoint_every}: give checkpoint_dir, where they are kept")
         return None
     made_for = {"jobs": [job.to_dict() for job in jobs], "rows": data.n_rows, "buffer": data.capacity}
     return Checkpoints(run.checkpoint_dir, made_for)
@@ -193,6 +227,8 @@ def _judge(
 
 def _dataset_name(dataset: Any) -> str:
     if isinstance(dataset, ActivationDataset):
+        if dataset.curation:
+            return f"{dataset.n_rows:,} tokens chosen for diversity"
         dataset = dataset.texts
     info = getattr(dataset, "info", None)
     name = getattr(info, "dataset_name", None)

@@ -43,7 +43,7 @@ def losses(
     `widths` are those of the written sites. Gated dictionaries add the error of the gate's own code under a constant
     decoder (Rajamanoharan et al. 2024, eq. 8).
     """
-    rule = surrogate(config)
+    rule = surrogate(config, x.shape[1])
     pre = x @ encoder(params) + params["b_enc"]
     code = rule.code(pre, params, moment.k)
     skipped = params["b_dec"] + (x @ params["W_skip"] if "W_skip" in params else 0)
@@ -138,7 +138,7 @@ def initial(
         del params["W_enc"]
     if skip:
         params["W_skip"] = mx.zeros((d_in, sum(widths)))
-    return params | surrogate(config).initial(n_features)
+    return params | surrogate(config, d_in).initial(n_features)
 
 
 def _unit(rows: mx.array) -> mx.array:

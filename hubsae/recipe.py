@@ -44,7 +44,7 @@ class SAEConfig:
     "gated". k: active features a row: exactly under "topk", on average under "batchtopk", as the target of the penalty
     under "jumprelu". k_start: begin with so many and come down to k over the first k_anneal_steps (None: half of them).
     l1_coefficient: weight of the L1 penalty under "relu" and "gated", on rows of unit mean squared norm (None: 0.1 and
-    0.3; a gated dictionary has two reconstruction errors to weigh it against).
+    0.15; a gated dictionary has two reconstruction errors to weigh it against).
     l0_penalty, l0_coefficient, bandwidth: "jumprelu", see `surrogates.JumpReLU`. sparsity_warmup_steps: a penalty rises
     over these from 0 (None: a twentieth). matryoshka: nested prefixes as shares of the features, ending with 1
     (Bussmann et al. 2025); sampled_prefixes: so many prefixes, drawn anew for every batch (Nabeshima 2024).
@@ -70,7 +70,7 @@ class SAEConfig:
     l1_coefficient: float | None = None
     l0_penalty: str = "target"
     l0_coefficient: float = 1.0
-    bandwidth: float = 0.1
+    bandwidth: float | None = None
     sparsity_warmup_steps: int | None = None
     matryoshka: tuple[float, ...] | None = None
     sampled_prefixes: int | None = None
@@ -104,6 +104,10 @@ class SAEConfig:
                     f"{name}={getattr(self, name)!r} has no effect under sparsity={self.sparsity!r}, "
                     f"only under {' or '.join(sparsities)}"
                 )
+        if self.sparsity == "jumprelu" and self.l0_penalty != "target" and self.k != self.defaults()["k"]:
+            raise ConfigError(f"k={self.k} has no effect under l0_penalty={self.l0_penalty!r}, only under 'target'")
+        if not self.aux_coefficient and self.aux_k is not None:
+            raise ConfigError(f"aux_k={self.aux_k} has no effect with aux_coefficient=0")
 
     def _rules(self) -> dict[str, tuple[bool, str]]:
         """For each setting whether its value can work, and what would."""
@@ -127,7 +131,7 @@ class SAEConfig:
                 "at least 1 and together with k_start, or None",
             ),
             "l0_penalty": (self.l0_penalty in PENALTIES, f"one of {', '.join(PENALTIES)}"),
-            "bandwidth": (self.bandwidth > 0, "more than 0"),
+            "bandwidth": (self.bandwidth is None or self.bandwidth > 0, "more than 0, or None"),
             "matryoshka": (nested, "rising shares of the features that end with 1, such as (0.0625, 0.25, 1.0)"),
             "sampled_prefixes": (
                 self.sampled_prefixes is None or (self.sampled_prefixes >= 2 and m is None),
@@ -164,7 +168,7 @@ class SAEConfig:
     @property
     def l1(self) -> float:
         """The weight of the L1 penalty."""
-        return {"gated": 0.3}.get(self.sparsity, 0.1) if self.l1_coefficient is None else self.l1_coefficient
+        return {"gated": 0.15}.get(self.sparsity, 0.1) if self.l1_coefficient is None else self.l1_coefficient
 
     def batch_for(self, n_rows: int) -> int:
         """Rows a batch for a run over `n_rows` rows in all."""
@@ -197,6 +201,11 @@ class SAEConfig:
         for name in ("warmup_steps", "lr_decay_steps", "sparsity_warmup_steps", "k_anneal_steps"):
             if (getattr(self, name) or 0) > steps:
                 raise ConfigError(f"{name}={getattr(self, name)}: the run has only {steps} steps")
+        if (self.k_anneal_steps or 0) > 0.8 * steps:
+            raise ConfigError(
+                f"k_anneal_steps={self.k_anneal_steps}: at most {int(0.8 * steps)} of the {steps} steps, so that the "
+                "last ones train k itself"
+            )
         if (self.warmup_steps or 0) + (self.lr_decay_steps or 0) > steps:
             raise ConfigError(
                 f"warmup_steps={self.warmup_steps} and lr_decay_steps={self.lr_decay_steps}: together more than the "

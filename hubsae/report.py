@@ -49,14 +49,24 @@ class Caller:
         """Nothing is open."""
 
 
+def check_report(report_to: ReportTo) -> None:
+    """Raise `ConfigError` where rows cannot go there."""
+    if report_to is None or callable(report_to):
+        return
+    if report_to != "trackio":
+        raise ConfigError(f"report_to={report_to!r}: expected 'trackio' or a function that takes a row")
+    try:
+        import trackio  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ConfigError("report_to='trackio': trackio is not installed; run pip install trackio") from error
+
+
 class Trackio:
     """A run of the project "hubsae" in trackio; with several dictionaries, metrics bear their names."""
 
     def __init__(self, names: Sequence[str], settings: dict):
-        try:
-            import trackio  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ConfigError("report_to='trackio': trackio is not installed; run pip install trackio") from error
+        import trackio  # pyright: ignore[reportMissingImports]
+
         self._trackio, self._names = trackio, names
         trackio.init(project="hubsae", config=settings)
 
@@ -74,14 +84,11 @@ class Reports:
 
     def __init__(self, report_to: ReportTo, names: Sequence[str], settings: dict, progress: bool):
         self._reports: list[Report] = []
-        if isinstance(report_to, str):
-            if report_to != "trackio":
-                raise ConfigError(f"report_to={report_to!r}: expected 'trackio' or a function that takes a row")
-            self._reports.append(Trackio(names, settings))
-        elif report_to is not None:
-            if not callable(report_to):
-                raise ConfigError(f"report_to={report_to!r}: expected 'trackio' or a function that takes a row")
+        check_report(report_to)
+        if callable(report_to):
             self._reports.append(Caller(report_to, names))
+        elif report_to is not None:
+            self._reports.append(Trackio(names, settings))
         if progress:
             self._reports.append(Bar())
 

@@ -46,7 +46,7 @@ def revived(
     Its decoder row is the direction of y, its encoder that of x at 0.2 of the alive features' mean norm, its bias 0.
     """
     pre = x @ encoder(params) + params["b_enc"]
-    code = surrogate(config).code(pre, params, moment.k)
+    code = surrogate(config, x.shape[1]).code(pre, params, moment.k)
     y_hat = code @ params["W_dec"] + params["b_dec"] + (x @ params["W_skip"] if "W_skip" in params else 0)
     loss = np.square(np.array(mx.sum(mx.square(y - y_hat), axis=1), dtype=np.float64))
     picked = np.random.default_rng([config.seed, seed]).choice(len(loss), len(dead), p=loss / loss.sum())
@@ -65,7 +65,7 @@ def revived(
         picked_x = mx.take(x, rows, axis=0)
         directions = picked_x / mx.maximum(mx.linalg.norm(picked_x, axis=1, keepdims=True), 1e-12)
         new["W_enc"] = mx.where(mask, length * directions.T, params["W_enc"])
-    fresh = surrogate(config).initial(len(chosen)) | {"b_enc": mx.zeros(len(chosen))}
+    fresh = surrogate(config, x.shape[1]).initial(len(chosen)) | {"b_enc": mx.zeros(len(chosen))}
     for name, value in fresh.items():
         new[name] = mx.where(mask, value, params[name])
     return Revival(new, mask)

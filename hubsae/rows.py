@@ -1,6 +1,6 @@
 """Rows in batches: given ones, or shuffled through a buffer whose state can be kept and restored exactly."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -81,19 +81,33 @@ class GivenRows:
             yield parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
 
 
+class Source(Protocol):
+    """Where rows come from, in blocks (n, width)."""
+
+    def blocks(self, epoch: int, skip: int) -> Iterator[np.ndarray]:
+        """The rows of an epoch in blocks, without the first `skip`."""
+        ...
+
+    def place(self) -> dict:
+        """By what the data that has passed so far can be recognised."""
+        ...
+
+    def check_place(self, place: dict) -> None:
+        """Raise `DataError` where other data has passed."""
+        ...
+
+
 class ShuffledRows:
     """Every row once an epoch, mixed through a buffer of `capacity` rows; the same seed gives the same batches.
 
-    `blocks(epoch, skip)` gives the rows of an epoch in blocks (n, width), without the first `skip` blocks, and
-    `digest()` names what it has passed so far. While blocks arrive, each batch is drawn at random from the full buffer
+    While blocks arrive, each batch is drawn at random from the full buffer
     and its places are filled again; after that, what is left is served in random order. Rows that all fit are kept, so
     that further epochs need no blocks. The last batch of all holds what is left.
     """
 
     def __init__(
         self,
-        blocks: Callable[[int, int], Iterator[np.ndarray]],
-        digest: Callable[[], str],
+        source: Source,
         *,
         epoch_rows: int,
         width: int,
@@ -103,7 +117,7 @@ class ShuffledRows:
         epochs: int = 1,
     ):
         self.n_rows, self._epochs, self._batch_size, self._seed = epoch_rows * epochs, epochs, batch_size, seed
-        self._open, self._digest = blocks, digest
+        self._source = source
         self._fits = epoch_rows <= capacity
         self._buffer = np.empty((epoch_rows if self._fits else max(capacity, batch_size + 1), width), np.float32)
         self._incoming = np.empty((0, width), np.float32)
@@ -151,7 +165,7 @@ class ShuffledRows:
         if self._fits:
             self._order = self._permutation()
         else:
-            self._blocks, self._n_blocks, self._filled = self._open(self._epoch, 0), 0, 0
+            self._blocks, self._n_blocks, self._filled = self._source.blocks(self._epoch, 0), 0, 0
 
     def _permutation(self) -> np.ndarray:
         return np.random.default_rng([self._seed, self._epoch]).permutation(self._filled)
@@ -161,7 +175,7 @@ class ShuffledRows:
         if self._order is not None:
             return
         if self._blocks is None:
-            self._blocks = self._open(self._epoch, self._n_blocks)
+            self._blocks = self._source.blocks(self._epoch, self._n_blocks)
         while self._filled < len(self._buffer) or len(self._holes) or self._fits:  # what fits is read to its end
             if not len(self._incoming):
                 block = next(self._blocks, None)
@@ -199,7 +213,7 @@ class ShuffledRows:
             "closed": self._order is not None,
             "n_blocks": self._n_blocks,
             "first_blocks": self._first_blocks,
-            "digest": self._digest(),
+            "place": self._source.place(),
             "rng": self._rng.bit_generator.state,
             "whole": whole,
         }
@@ -214,14 +228,10 @@ class ShuffledRows:
         self._n_blocks, self._first_blocks = values["n_blocks"], values["first_blocks"]
         self._rng.bit_generator.state = values["rng"]
         if self._epoch and not self._fits:
-            for _ in self._open(0, self._first_blocks):  # nothing is left: only to pass what is held out
+            for _ in self._source.blocks(0, self._first_blocks):  # nothing is left: only to pass what is held out
                 pass
-        self._blocks = self._open(0 if self._fits else self._epoch, self._n_blocks)
-        if self._digest() != values["digest"]:
-            raise DataError(
-                "the checkpoint was written on other texts: the first ones differ. Give the same texts, or another "
-                "checkpoint_dir"
-            )
+        self._blocks = self._source.blocks(0 if self._fits else self._epoch, self._n_blocks)
+        self._source.check_place(values["place"])
         if not values["whole"]:
             self._filled, self._order, self._epoch = 0, np.empty(0, np.int64), self._epochs
             return

@@ -3,6 +3,7 @@
 Pre-codes, codes and thresholds are those of scaled rows (mean squared norm 1), so settings mean the same for any model.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,15 +14,16 @@ from hubsae.recipe import SAEConfig
 
 Params = dict[str, mx.array]
 _THRESHOLD_MEMORY = 0.99
-_INITIAL_THRESHOLD = 0.1
+_WIDEST, _SPREADS = 0.1, 1.5
 _TANH_SLOPE = 4.0
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """The base: no parameters of its own, no penalty. `config` holds the settings."""
+    """The base: no parameters of its own, no penalty. `config` holds the settings, `d_in` columns are read."""
 
     config: SAEConfig
+    d_in: int
     name: ClassVar[str]
 
     def initial(self, n_features: int) -> Params:
@@ -89,6 +91,9 @@ class ReLU(Surrogate):
 class JumpReLU(Surrogate):
     """Thresholds trained through a rectangle of width `bandwidth` (Rajamanoharan et al. 2024, arXiv 2407.14435).
 
+    Pre-codes of random directions spread by 1 / sqrt(d_in): thresholds start at 1.5 times that, at most at 0.1, and
+    without a `bandwidth` it is the same. (The paper's 0.001 for both is for runs a hundred times as long.)
+
     The gradient of z·H(z - t) and of H(z - t) in t is -(t / b) K((z - t) / b) and -(1 / b) K((z - t) / b), K being 1 on
     [-1/2, 1/2]. `l0_penalty`: "l0" l·L0, L0 the mean number of active features a row; "target" l·(L0 / k - 1)^2 for the
     batch's L0; "tanh" l·mean of sum tanh(4 z |W_dec|) (Anthropic, January 2025), which also trains the encoder.
@@ -96,8 +101,12 @@ class JumpReLU(Surrogate):
 
     name = "jumprelu"
 
+    @property
+    def _spread(self) -> float:
+        return min(_WIDEST, _SPREADS * self.d_in**-0.5)
+
     def initial(self, n_features: int) -> Params:
-        return {"log_threshold": mx.full((n_features,), mx.log(mx.array(_INITIAL_THRESHOLD)))}
+        return {"log_threshold": mx.full((n_features,), math.log(self._spread))}
 
     def code(self, pre: mx.array, params: Params, k: int) -> mx.array:
         threshold = mx.exp(params["log_threshold"])
@@ -119,8 +128,9 @@ class JumpReLU(Surrogate):
     def _gate(self, pre: mx.array, threshold: mx.array) -> tuple[mx.array, mx.array]:
         """Whether each entry is active, and K((z - t) / b) / b; both constant."""
         distance = mx.stop_gradient(pre - threshold)
-        inside = mx.abs(distance) < self.config.bandwidth / 2
-        return (distance > 0).astype(pre.dtype), inside.astype(pre.dtype) / self.config.bandwidth
+        width = self.config.bandwidth or self._spread
+        inside = mx.abs(distance) < width / 2
+        return (distance > 0).astype(pre.dtype), inside.astype(pre.dtype) / width
 
     def learned(self, params: Params, threshold: float) -> Params:
         return {"threshold": mx.exp(params["log_threshold"])}
@@ -152,9 +162,9 @@ class Gated(Surrogate):
 _SURROGATES: dict[str, type[Surrogate]] = {s.name: s for s in (TopK, BatchTopK, ReLU, JumpReLU, Gated)}
 
 
-def surrogate(config: SAEConfig) -> Surrogate:
-    """How the sparsity of these settings is trained."""
-    return _SURROGATES[config.sparsity](config)
+def surrogate(config: SAEConfig, d_in: int) -> Surrogate:
+    """How the sparsity of these settings is trained on rows of `d_in` columns."""
+    return _SURROGATES[config.sparsity](config, d_in)
 
 
 def running_mean(mean: float, value: float, n_before: int) -> float:

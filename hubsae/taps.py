@@ -42,6 +42,8 @@ class AllRead(BaseException):
 
 def find_module(layer: nn.Module, site: Site) -> nn.Module:
     """The module whose input or output the site is; raises `SiteError` that lists what the layer has."""
+    if site.model:
+        raise SiteError(f"{site}: a site of model {site.model}, but this is one model; its own is {site.of(0)}")
     name = site.module
     if name == "residual":
         return layer

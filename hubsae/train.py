@@ -59,7 +59,7 @@ class Trainer:
         self.optimizer = optim.Adam(learning_rate=job.config.peak_rate(n_steps), bias_correction=True)
         self.optimizer.init(self.params)
         self.silent_rows = np.zeros(d.n_features, np.int64)
-        self.threshold, self.n_done = 0.0, 0
+        self.threshold, self.n_thresholds, self.n_done = 0.0, 0, 0
         self._gradients = mx.value_and_grad(self._loss)
 
     def _loss(self, params: Params, x: mx.array, y: mx.array, moment: Moment):
@@ -101,8 +101,9 @@ class Trainer:
             self.params["W_dec"] = normalised(self.params["W_dec"], self.widths)
         mx.eval(self.params, self.optimizer.state, parts, norm)
         self.silent_rows = np.where(np.array(parts.fired), 0, self.silent_rows + len(x))
-        if threshold := float(parts.threshold):
-            self.threshold = running_mean(self.threshold, threshold, now)
+        if moment.k == self.config.k and (threshold := float(parts.threshold)):  # not while k comes down
+            self.threshold = running_mean(self.threshold, threshold, self.n_thresholds)
+            self.n_thresholds += 1
         if at.resamples(now):
             self._resample(x, y, moment)
         self.n_done += 1
@@ -121,7 +122,7 @@ class Trainer:
     def finished(self, kind: type[Dictionary]) -> Any:
         """The dictionary that takes and gives raw activations."""
         folded = fold({**self.params, "W_enc": encoder(self.params)}, self.inner, self.outer)
-        learned = surrogate(self.config).learned(self.params, self.threshold)
+        learned = surrogate(self.config, self.job.description.d_in).learned(self.params, self.threshold)
         description = replace(self.job.description, write_scales=self.outer.site_scales)
         rule = description.rule
         dictionary = kind(description, {**folded, **rule.in_units(learned, self.outer.unit)})
@@ -139,7 +140,8 @@ class Trainer:
             arrays |= {f"{side}.mean": scaling.mean, f"{side}.scale": scaling.scale}
         arrays["silent_rows"] = mx.array(self.silent_rows)
         scales = {"inner": self.inner.site_scales, "outer": self.outer.site_scales}
-        return State({"n_done": self.n_done, "threshold": self.threshold, "site_scales": scales}, arrays)
+        mean = {"threshold": self.threshold, "n_thresholds": self.n_thresholds}
+        return State({"n_done": self.n_done, **mean, "site_scales": scales}, arrays)
 
     def restore(self, state: State) -> None:
         """Go on from what `state` gave."""
@@ -150,7 +152,7 @@ class Trainer:
         self.params = {name: arrays[f"params.{name}"] for name in self.params}
         for name in self.params:
             self._adam[name] = {"m": arrays[f"first.{name}"], "v": arrays[f"second.{name}"]}
-        self.n_done, self.threshold = values["n_done"], values["threshold"]
+        self.n_done, self.threshold, self.n_thresholds = (values[k] for k in ("n_done", "threshold", "n_thresholds"))
         self._adam["step"] = mx.array(self.n_done, mx.uint64)
         self.silent_rows = np.array(arrays["silent_rows"])
 

@@ -193,3 +193,13 @@ def test_two_settings_cannot_share_a_folder_even_before_the_first_shard(demo_mod
     first._cache(tmp_path / "c")._open()
     with pytest.raises(DataError, match="sites"):
         rows_of(ActivationDataset(demo_model, "layers.2", demo_texts[:30], cache_dir=tmp_path / "c"))
+
+
+def test_a_generator_with_a_complete_cache_is_read_again(demo_model, demo_texts, tmp_path):
+    dataset = ActivationDataset(demo_model, SITE, iter(demo_texts), max_rows=2000, cache_dir=tmp_path / "c")
+    one, two = (np.concatenate([np.array(b) for b in dataset.batches(64)]) for _ in range(2))
+    assert np.array_equal(one, two)
+    once = ActivationDataset(demo_model, SITE, iter(demo_texts), max_rows=2000)
+    list(once.batches(64))
+    with pytest.raises(DataError, match="streamed once already"):
+        list(once.batches(64))

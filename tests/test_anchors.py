@@ -113,6 +113,12 @@ def test_texts_without_a_shared_place_are_refused(tokenizers):
         list(paired_chunks(TEXTS, [tokenizers["bpe"], Shifted()], PLAIN, (64, 64)))
 
 
+def test_anchors_that_are_all_left_out_are_told_apart_from_none(tokenizers):
+    config = TokenConfig(skip_positions=1000)
+    with pytest.raises(DataError, match="skip_positions=1000"):
+        list(paired_chunks(TEXTS[:1], [tokenizers["bpe"]] * 2, config, (64, 64)))
+
+
 def test_a_tokenizer_without_offsets_is_refused():
     class Slow:
         is_fast = False

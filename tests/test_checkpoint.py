@@ -5,14 +5,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from hubsae import SAEConfig, load_sae
+from hubsae import InterpretableModel, SAEConfig, load_sae
 from hubsae.checkpoint import Checkpoints, State
 from hubsae.dataset import ActivationDataset
+from hubsae.demo.run import load_model
 from hubsae.errors import ArtifactError, ConfigError, DataError, HubsaeWarning
 
 QUICK = {"expansion_factor": 2, "k": 8, "batch_size": 128, "progress": False}
@@ -145,6 +147,26 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights_and_numbers(demo_mode
     again = run(**kept)  # finished already: nothing is trained
     assert all(mx.array_equal(array, again.arrays()[name]) for name, array in whole.arrays().items())
     assert again.metrics == whole.metrics
+
+
+def test_a_checkpoint_of_other_weights_is_refused(demo_model, demo_texts, tmp_path):
+    changed = InterpretableModel((load_model().model, demo_model.tokenizer))
+    run = {"checkpoint_dir": tmp_path / "c", "checkpoint_every": 10, **QUICK}
+    with pytest.raises(KeyboardInterrupt):
+        changed.train_sae(1, demo_texts[:500], report_to=stop_at(30), **run)
+    projection: Any = changed.layers[0]["mlp"]["down_proj"]
+    projection.weight = projection.weight * 1.3
+    with pytest.raises(DataError, match="other activations"):
+        changed.train_sae(1, demo_texts[:500], **run)
+
+
+def test_a_state_that_was_edited_counts_as_damaged(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", MADE_FOR)
+    checkpoints.keep(5, *state(5))
+    path = tmp_path / "c" / "step-00000005" / "state.json"
+    path.write_text(path.read_text().replace('"rows": {', '"../rows": {'))
+    with pytest.warns(HubsaeWarning, match="damaged"):
+        assert Checkpoints(tmp_path / "c", MADE_FOR).newest() is None
 
 
 SCRIPT = """

@@ -23,7 +23,7 @@ from hubsae.api import SAE, Crosscoder, Transcoder
 from hubsae.demo.run import load_model
 from hubsae.dictionary import DictionaryConfig
 from hubsae.diffing import relative_norms
-from hubsae.errors import CompatibilityError, ConfigError, DataError, SiteError
+from hubsae.errors import ArtifactError, CompatibilityError, ConfigError, DataError, HubsaeWarning, SiteError
 from hubsae.train import train
 
 QUICK = {"expansion_factor": 2, "k": 8, "batch_size": 128, "progress": False}
@@ -247,3 +247,58 @@ def test_bad_wishes_of_crosscoders_are_refused_before_training(demo_model, other
 def test_a_dictionary_without_scales_has_no_relative_norms():
     with pytest.raises(ConfigError, match="no write_scales"):
         relative_norms(random_sae())
+
+
+def test_models_in_another_order_or_number_are_refused(pair, demo_model, other_model, demo_texts):
+    found = pair[0]
+    for models in ([other_model, demo_model], [demo_model], [demo_model, other_model, demo_model]):
+        with pytest.raises(CompatibilityError):
+            found.evaluate(models, demo_texts[:50])
+        with pytest.raises(CompatibilityError):
+            found.latent_scaling(demo_texts[:50], models)
+    with pytest.raises(DataError, match="at least two"):
+        found.latent_scaling([" ".join(demo_texts[:50])])
+
+
+def test_the_share_held_out_is_the_datasets_own(demo_model, demo_texts):
+    data = ActivationDataset.from_texts(demo_texts, model=demo_model, layer=1, held_out=0.2)
+    with pytest.raises(ConfigError, match=r"has held_out=0\.2"):
+        demo_model.train_sae(1, data, validation_split=0.5, **QUICK)
+    assert demo_model.train_sae(1, data, **QUICK).statistics["recipe"]["validation_split"] == 0.2
+    plain = ActivationDataset.from_texts(demo_texts, model=demo_model, layer=1)
+    with pytest.warns(HubsaeWarning, match="not judged"):
+        assert demo_model.train_sae(1, plain, **QUICK).metrics == {}
+
+
+def test_a_list_with_fewer_tokens_than_asked_for_is_used_whole(demo_model, demo_texts):
+    with pytest.warns(HubsaeWarning, match="not 200,000; all of them are used"):
+        found = demo_model.train_sae(1, demo_texts, training_tokens=200_000, **QUICK)
+    assert found.statistics["log"][-1]["rows"] == found.statistics["rows"] < 30_000
+
+
+def test_the_threshold_is_that_of_the_k_in_the_end(demo_model, demo_texts):
+    found = demo_model.train_sae(1, demo_texts, "residual", sparsity="batchtopk", k_start=64, **QUICK)
+    assert found.metrics["l0"] == pytest.approx(8, rel=0.2)
+
+
+def test_what_needs_no_data_is_refused_before_a_text_is_read(demo_model, tmp_path):
+    class Texts(list):
+        def __iter__(self):
+            raise AssertionError("read")
+
+    (tmp_path / "mine.txt").write_text("precious")
+    for arguments, error in [
+        ({"report_to": "wandb"}, ConfigError),
+        ({"checkpoint_every": 5}, ConfigError),
+        ({"checkpoint_dir": tmp_path}, ArtifactError),
+        ({"checkpoint_dir": tmp_path / "a", "cache_dir": tmp_path / "a"}, ConfigError),
+        ({"k": 100_000}, ConfigError),
+        ({"layer": []}, ConfigError),
+        ({"layer": [1, 1]}, ConfigError),
+    ]:
+        with pytest.raises(error):
+            demo_model.train_sae(**{"layer": 1, "dataset": Texts(["a"]), **QUICK, **arguments})
+    with pytest.raises(ConfigError, match="is an input"):
+        demo_model.train_transcoder(1, 1, Texts(["a"]), component="mlp_in", **QUICK)
+    with pytest.raises(ConfigError, match="list of at least two models"):
+        train_crosscoder("some/model", Texts(["a"]), layers=[1])

@@ -186,3 +186,10 @@ def test_rope_settings_where_transformers_5_writes_them_are_read(copied, demo_mo
     assert mx.array_equal(InterpretableModel(copied).trace(PROMPT).logits, expected)
     rewritten(copied, rope_parameters={"rope_theta": 50 * theta, "rope_type": "default"})
     assert not mx.allclose(InterpretableModel(copied).trace(PROMPT).logits, expected, atol=1e-2)
+
+
+def test_a_site_of_another_model_is_refused(demo_model):
+    with pytest.raises(SiteError, match="a site of model 1, but this is one model"):
+        demo_model.run([[1, 2]], read=["1:layers.1.residual"])
+    with pytest.raises(SiteError, match="a site of model 1"), demo_model.trace("Hi") as trace:
+        _ = trace.activations["1:layers.1.residual"]

@@ -23,7 +23,7 @@ def parameters(config: SAEConfig, skip: bool = False) -> dict[str, mx.array]:
         del params["W_enc"]
     if skip:
         params["W_skip"] = draw(D, D, seed=3)
-    extra = {name: value.astype(mx.float64) for name, value in surrogate(config).initial(F).items()}
+    extra = {name: value.astype(mx.float64) for name, value in surrogate(config, D).initial(F).items()}
     return params | {name: value + 0.1 * draw(F, seed=5) for name, value in extra.items()}
 
 
@@ -118,7 +118,7 @@ def test_the_gate_is_trained_through_a_decoder_that_is_held_constant():
 
 @pytest.mark.parametrize("penalty", ["l0", "target"])
 def test_thresholds_follow_the_rectangle_kernel(penalty):
-    config = SAEConfig(sparsity="jumprelu", l0_penalty=penalty, l0_coefficient=0.7, bandwidth=0.5, k=3)
+    config = SAEConfig(sparsity="jumprelu", l0_penalty=penalty, l0_coefficient=0.7, bandwidth=0.5)
     params, x, y = parameters(config), draw(N, D, seed=1), draw(N, D, seed=2)
     gradient = mx.grad(lambda p: losses(p, x, y, config, (D,), Moment(3, 1.0, ALL)).total)(params)["log_threshold"]
     pre, t = np.array(x @ params["W_enc"] + params["b_enc"]), np.exp(np.array(params["log_threshold"]))
@@ -128,7 +128,7 @@ def test_thresholds_follow_the_rectangle_kernel(penalty):
     assert kernel.sum() > 10
     by_reconstruction = (2 * error @ W_dec.T / N * -t * kernel).sum(axis=0)
     l0 = (pre > t).sum() / N
-    slope = 0.7 * (2 * (l0 / 3 - 1) / 3 if penalty == "target" else 1)
+    slope = 0.7 * (2 * (l0 / 32 - 1) / 32 if penalty == "target" else 1)
     by_penalty = slope * -kernel.sum(axis=0) / N
     assert np.allclose(np.array(gradient), (by_reconstruction + by_penalty) * t, rtol=1e-5)  # t: of the logarithm
 
@@ -145,7 +145,7 @@ def test_prefix_losses_are_the_mean_over_nested_dictionaries():
 
 def test_batch_top_k_keeps_k_entries_a_row_on_average():
     pre = draw(N, F, seed=4)
-    rule = surrogate(SAEConfig(sparsity="batchtopk", k=3))
+    rule = surrogate(SAEConfig(sparsity="batchtopk", k=3), D)
     code = np.array(rule.code(pre, {}, 3))
     kept = np.sort(np.maximum(np.array(pre), 0).ravel())[-3 * N :]
     assert np.array_equal(np.sort(code[code > 0]), kept)

@@ -137,7 +137,7 @@ def test_the_folded_dictionary_on_raw_rows_is_the_trained_one_on_scaled_rows(spa
     x, _ = trainer.rows(mx.array(rows[:200]))
     assert np.mean(np.sum(np.square(np.array(x)), axis=1)) == pytest.approx(1, abs=0.2)
     pre = x @ encoder(trainer.params) + trainer.params["b_enc"]
-    code = dictionary.rule(pre, surrogate(config).learned(trainer.params, trainer.threshold))
+    code = dictionary.rule(pre, surrogate(config, 24).learned(trainer.params, trainer.threshold))
     y_hat = code @ trainer.params["W_dec"] + trainer.params["b_dec"]
     if kind == "skip":
         y_hat = y_hat + x @ trainer.params["W_skip"]
