@@ -26,6 +26,8 @@ def token_ends(tokenizer: Any, text: str, config: TokenConfig, context: int) -> 
     encoded = tokenizer(
         text,
         add_special_tokens=config.add_special_tokens,
+        truncation=True,
+        max_length=context,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
         return_attention_mask=False,
@@ -34,9 +36,11 @@ def token_ends(tokenizer: Any, text: str, config: TokenConfig, context: int) -> 
     real = np.flatnonzero((ends > starts) & ~np.asarray(encoded["special_tokens_mask"], bool))
     whole = np.ones(len(real), bool)
     whole[:-1] = starts[real[1:]] >= ends[real[:-1]]
+    if len(ends) == context:  # what follows the last token was cut off
+        whole[-1:] = False
     found = np.full(len(ends), -1)
     found[real[whole]] = ends[real[whole]]
-    return np.asarray(encoded["input_ids"][:context], np.int32), found[:context]
+    return np.asarray(encoded["input_ids"], np.int32), found
 
 
 def anchors(ends: Sequence[np.ndarray]) -> np.ndarray:
