@@ -30,8 +30,8 @@ def planted(n: int, seed: int = 0) -> tuple[np.ndarray, list[np.ndarray]]:
 @pytest.mark.parametrize("sparsity", ["topk", "batchtopk", "relu"])
 def test_what_one_side_alone_has_is_exclusive_and_the_rest_is_shared(sparsity):
     rows, directions = planted(20_000)
-    chosen = {"l1_coefficient": 0.3} if sparsity == "relu" else {"k": 3}
-    config = CrosscoderConfig(sparsity=sparsity, batch_size=256, **chosen)
+    config = CrosscoderConfig(sparsity=sparsity, batch_size=256)
+    config = config.updated(l1_coefficient=0.3) if sparsity == "relu" else config.updated(k=3)
     d = DictionaryConfig(SITES, WIDTHS, SITES, WIDTHS, 64, config.rule().to_dict(), base_models=({}, {}))
     batches = [mx.array(rows[i : i + 256]) for _ in range(5) for i in range(0, len(rows), 256)]
     found = train(batches, 5 * len(rows), d, config)
