@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hubsae import Curation
-from hubsae.activations import harvest
+from hubsae.activations import harvest, read_chunks
 from hubsae.curation import _evenly, distinct
 from hubsae.dataset import ActivationDataset
 from hubsae.errors import ConfigError, DataError
@@ -40,7 +40,8 @@ def skewed(demo_texts) -> list[str]:
 
 def shares(dataset, n: int = 400) -> float:
     """Share of the documents that are not of the frequent kind, by rows."""
-    documents = np.concatenate([np.full(c.n_rows, c.document) for c in dataset._chunks])
+    chunks = read_chunks(dataset.models, dataset.texts, dataset.config)
+    documents = np.concatenate([np.full(chunk.n_rows, chunk.document) for chunk in chunks])
     return (documents >= n).mean()
 
 
