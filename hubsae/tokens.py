@@ -104,15 +104,30 @@ def iterate_texts(source: Any, column: str = "text") -> Iterator[str]:
             yield text
 
 
+class TextLines:
+    """The lines of a UTF-8 file that are not empty, read anew each time; the file is never held in memory."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._n_lines = sum(1 for _ in self)
+
+    def __len__(self) -> int:
+        return self._n_lines
+
+    def __iter__(self) -> Iterator[str]:
+        with self._path.open(encoding="utf-8") as file:
+            yield from (line.rstrip("\n") for line in file if line.strip())
+
+
 def read_texts(name: str | Path, *, split: str = "train", subset: str | None = None, streaming: bool = True) -> Any:
     """Texts from a file (.txt: one a line; .jsonl, .json, .csv, .parquet: rows) or a dataset repository.
 
-    A repository is streamed, unless `streaming=False` downloads it. Files are read into memory or mapped.
+    A repository is streamed, unless `streaming=False` downloads it. Files are read line by line or mapped.
     """
     path = Path(name).expanduser()
     if path.is_file() and path.suffix == ".txt":
         try:
-            return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            return TextLines(path)
         except UnicodeError as error:
             raise DataError(f"{path}: not UTF-8 text ({error})") from error
     import datasets

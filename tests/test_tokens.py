@@ -104,7 +104,9 @@ def test_a_context_longer_than_the_model_is_refused():
 def test_files_of_texts_are_read(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo\n")
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
-    assert tokens.read_texts(tmp_path / "a.txt") == ["one", "two"]
+    found = tokens.read_texts(tmp_path / "a.txt")
+    assert list(found) == list(found) == ["one", "two"]
+    assert len(found) == 2
     (tmp_path / "a.bin").write_text("x")
     with pytest.raises(DataError, match=r"expected \.txt"):
         tokens.read_texts(tmp_path / "a.bin")
