@@ -77,7 +77,7 @@ class ActivationCache:
             if len(group) != shard["n_chunks"] or _digest(group) != shard["chunks_sha256"]:
                 raise self._other("texts", f"from chunk {sum(s['n_chunks'] for s in manifest['shards'][:number])} on")
             if number == 0:
-                self._checkprobe(manifest, compute(group[:1]))
+                self._check_probe(manifest, compute(group[:1]))
             yield np.empty((0, self._width), np.float32) if number < skip else self._read(shard)
         if manifest["complete"]:
             if next(stream, None) is not None:
@@ -127,10 +127,9 @@ class ActivationCache:
             raise DataError(f"{self.folder / name}: not the rows that the manifest names; delete this cache_dir")
         return array
 
-    def _checkprobe(self, manifest: dict, rows: np.ndarray) -> None:
+    def _check_probe(self, manifest: dict, rows: np.ndarray) -> None:
         """The first chunk's rows, computed anew: catches other weights where no file ids are known."""
-        found, kept = probe(rows), manifest["probe"]
-        if len(found) != len(kept) or not np.allclose(found, kept, rtol=2e-2, atol=2e-2):
+        if not same_probe(probe(rows), manifest["probe"]):
             raise self._other("a model", "its activations differ on the first text")
 
     def _other(self, what: str, why: str) -> DataError:
@@ -145,6 +144,11 @@ def probe(rows: np.ndarray) -> list[float]:
     last = rows[-1].astype(np.float64)
     picked = last[np.linspace(0, len(last) - 1, _PROBE_VALUES).astype(int)]
     return [round(float(v), 5) for v in picked / max(np.sqrt(np.mean(last**2)), 1e-12)]
+
+
+def same_probe(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two probes are of the same row, computed by the same weights."""
+    return len(one) == len(other) and np.allclose(one, other, rtol=2e-2, atol=2e-2)
 
 
 def _rows_digest(rows: np.ndarray) -> str:

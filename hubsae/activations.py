@@ -77,9 +77,9 @@ def harvest(models: Models, sites: Sequence[Site], group: Sequence[Chunk]) -> Bl
     first: Block | None = None
     for number, model in enumerate(models):
         own = [site for site in sites if site.model == number]
-        block = _harvest(model, [site.of(0) for site in own], [chunk.of(number) for chunk in group]) if own else None
-        if block is None:
+        if not own:
             continue
+        block = _harvest(model, [site.of(0) for site in own], [chunk.of(number) for chunk in group])
         order = np.lexsort((block.position, block.chunk))  # the same order of rows for all models
         start = 0
         for site in own:
@@ -92,6 +92,7 @@ def harvest(models: Models, sites: Sequence[Site], group: Sequence[Chunk]) -> Bl
 
 
 def _harvest(model: LanguageModel, sites: Sequence[Site], group: Sequence[Chunk]) -> Block:
+    """`harvest` of one model; chunks come in the order of their lengths."""
     order = sorted(range(len(group)), key=lambda i: len(group[i].ids))
     parts: list[np.ndarray] = []
     chunk_of: list[np.ndarray] = []
@@ -116,8 +117,8 @@ def _harvest(model: LanguageModel, sites: Sequence[Site], group: Sequence[Chunk]
         position_of.append(position.astype(np.int32))
     if pending is not None:
         parts.append(np.array(pending))
-    width = sum(model.width(site) for site in sites)
-    rows = np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
+    n_columns = sum(model.width(site) for site in sites)
+    rows = np.concatenate(parts) if parts else np.zeros((0, n_columns), np.float32)
     empty = [np.zeros(0, np.int32)]
     block = Block(rows, np.concatenate(chunk_of or empty), np.concatenate(position_of or empty))
     _check_finite(model, sites, group, block)

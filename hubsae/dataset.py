@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from hubsae import tokens as _tokens
-from hubsae.activation_cache import ActivationCache, probe
+from hubsae.activation_cache import ActivationCache, probe, same_probe
 from hubsae.activations import Models, as_models, harvest, read_chunks, site_product, width
 from hubsae.curation import Curation, chosen, distinct
 from hubsae.errors import ConfigError, DataError, warn
@@ -213,7 +213,7 @@ class ActivationDataset:
         """Raise `DataError` where these are other texts, or their activations are others."""
         if self._digest.hexdigest() != place["texts"]:
             what = "texts: the first ones differ. Give the same texts"
-        elif not np.allclose(self._probe, place["probe"], rtol=2e-2, atol=2e-2):
+        elif not same_probe(self._probe, place["probe"]):
             what = "activations: those of the first text differ. Give the same model"
         else:
             return

@@ -7,6 +7,7 @@ import mlx.core as mx
 
 from hubsae import sparse
 from hubsae.recipe import SAEConfig
+from hubsae.sites import ranges
 from hubsae.surrogates import Params, surrogate
 
 
@@ -44,10 +45,8 @@ def losses(
     decoder (Rajamanoharan et al. 2024, eq. 8).
     """
     rule = surrogate(config, x.shape[1])
-    pre = x @ encoder(params) + params["b_enc"]
-    code = rule.code(pre, params, moment.k)
-    skipped = params["b_dec"] + (x @ params["W_skip"] if "W_skip" in params else 0)
-    missing = y - skipped
+    pre, code, beside = encoded(params, x, config, moment.k)
+    missing = y - beside
     squares, start = [], 0
     for end in moment.prefixes:  # nested: each prefix adds its part to the one before
         missing = missing - code[:, start:end] @ params["W_dec"][start:end]
@@ -69,6 +68,13 @@ def losses(
     active = code > 0
     fired, l0 = mx.any(active, axis=0), mx.mean(mx.sum(active, axis=1))
     return Losses(total, fvu, l0, fired, rule.threshold(mx.stop_gradient(code)))
+
+
+def encoded(params: Params, x: mx.array, config: SAEConfig, k: int) -> tuple[mx.array, mx.array, mx.array]:
+    """x (n, d_in) -> pre-code (n, F), code (n, F), and what is written beside the code: (n, d_out) or (d_out,)."""
+    pre = x @ encoder(params) + params["b_enc"]
+    beside = params["b_dec"] + (x @ params["W_skip"] if "W_skip" in params else 0)
+    return pre, surrogate(config, x.shape[1]).code(pre, params, k), beside
 
 
 def aux_loss(params: Params, x: mx.array, error: mx.array, config: SAEConfig, dead: mx.array) -> mx.array:
@@ -98,8 +104,7 @@ def encoder(params: Params) -> mx.array:
 
 def site_norms(W_dec: mx.array, widths: Sequence[int]) -> mx.array:
     """(F, d_out) -> (F, sites) norms of each row's part for each written site; never quite 0, for the gradient."""
-    starts = [sum(widths[:i]) for i in range(len(widths))]
-    parts = [mx.sum(mx.square(W_dec[:, a : a + w]), axis=1) for a, w in zip(starts, widths, strict=True)]
+    parts = [mx.sum(mx.square(W_dec[:, part]), axis=1) for part in ranges(widths)]
     return mx.sqrt(mx.stack(parts, axis=1) + 1e-24)
 
 
@@ -111,11 +116,7 @@ def normalised(W_dec: mx.array, widths: Sequence[int]) -> mx.array:
 def tangent(gradient: mx.array, W_dec: mx.array, widths: Sequence[int]) -> mx.array:
     """The gradient without the part that changes the sum of a row's site norms, which normalising would only undo."""
     norms = site_norms(W_dec, widths)
-    start, parts = 0, []
-    for i, width in enumerate(widths):
-        parts.append(W_dec[:, start : start + width] / norms[:, i : i + 1])
-        start += width
-    normal = mx.concatenate(parts, axis=1)
+    normal = mx.concatenate([W_dec[:, part] / norms[:, i : i + 1] for i, part in enumerate(ranges(widths))], axis=1)
     return gradient - mx.sum(gradient * normal, axis=1, keepdims=True) / len(widths) * normal
 
 

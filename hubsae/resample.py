@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from hubsae.losses import Moment, Params, encoder, normalised
+from hubsae.losses import Moment, Params, encoded, encoder, normalised
 from hubsae.recipe import SAEConfig
 from hubsae.surrogates import surrogate
 
@@ -24,7 +24,7 @@ class Revival:
     def moments(self, state: Any) -> dict[str, dict[str, mx.array]]:
         """Adam's state for the parameters, 0 where it belongs to a resampled feature."""
         return {
-            name: {m: mx.where(_shaped(self.chosen, name, value), 0, value) for m, value in state[name].items()}
+            name: {m: mx.where(_shaped(self.chosen, name), 0, value) for m, value in state[name].items()}
             for name in self.params
             if name not in ("b_dec", "W_skip")
         }
@@ -45,9 +45,8 @@ def revived(
 
     Its decoder row is the direction of y, its encoder that of x at 0.2 of the alive features' mean norm, its bias 0.
     """
-    pre = x @ encoder(params) + params["b_enc"]
-    code = surrogate(config, x.shape[1]).code(pre, params, moment.k)
-    y_hat = code @ params["W_dec"] + params["b_dec"] + (x @ params["W_skip"] if "W_skip" in params else 0)
+    _, code, beside = encoded(params, x, config, moment.k)
+    y_hat = code @ params["W_dec"] + beside
     loss = np.square(np.array(mx.sum(mx.square(y - y_hat), axis=1), dtype=np.float64))
     picked = np.random.default_rng([config.seed, seed]).choice(len(loss), len(dead), p=loss / loss.sum())
     chosen = np.zeros(params["b_enc"].size, bool)
@@ -71,5 +70,5 @@ def revived(
     return Revival(new, mask)
 
 
-def _shaped(chosen: mx.array, name: str, value: mx.array) -> mx.array:
+def _shaped(chosen: mx.array, name: str) -> mx.array:
     return chosen[:, None] if name == "W_dec" else chosen

@@ -100,9 +100,9 @@ class Source(Protocol):
 class ShuffledRows:
     """Every row once an epoch, mixed through a buffer of `capacity` rows; the same seed gives the same batches.
 
-    While blocks arrive, each batch is drawn at random from the full buffer
-    and its places are filled again; after that, what is left is served in random order. Rows that all fit are kept, so
-    that further epochs need no blocks. The last batch of all holds what is left.
+    While blocks arrive, each batch is drawn at random from the full buffer and its places are filled again; after that,
+    what is left is served in random order. Rows that all fit are kept, so that further epochs need no blocks. The last
+    batch of all holds what is left.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 from hubsae.errors import SiteError
 
@@ -89,8 +90,10 @@ def parse_sites(sites: "str | Site | Iterable[str | Site]") -> tuple[Site, ...]:
 
 def columns(sites: Sequence[Site], widths: Sequence[int]) -> dict[Site, slice]:
     """The column range that each site takes in a row, in the order given."""
-    ranges, start = {}, 0
-    for site, width in zip(sites, widths, strict=True):
-        ranges[site] = slice(start, start + width)
-        start += width
-    return ranges
+    return dict(zip(sites, ranges(widths), strict=True))
+
+
+def ranges(widths: Sequence[int], start: int = 0) -> tuple[slice, ...]:
+    """Slices of the given widths, one behind the other."""
+    ends = list(accumulate(widths, initial=start))
+    return tuple(slice(a, b) for a, b in pairwise(ends))

@@ -85,8 +85,18 @@ class ReLU(Sparsity):
         return mx.maximum(pre, 0)
 
 
+class _AboveThreshold(Sparsity):
+    """Keep what exceeds the array `threshold`, one for all features or one each."""
+
+    def __call__(self, pre: mx.array, learned: Learned = _NOTHING) -> mx.array:
+        return mx.where(pre > learned["threshold"], mx.maximum(pre, 0), 0)
+
+    def in_units(self, learned: Learned, factor: float) -> dict[str, mx.array]:
+        return {"threshold": learned["threshold"] * factor}
+
+
 @dataclass(frozen=True)
-class BatchTopK(Sparsity):
+class BatchTopK(_AboveThreshold):
     """Keep what exceeds one threshold for all features, so that k are active on average (Bussmann et al. 2024).
 
     Training keeps the k·n largest entries of a batch of n rows; `threshold` (1,) is the mean over batches of the
@@ -102,30 +112,18 @@ class BatchTopK(Sparsity):
     def check(self, n_features: int) -> None:
         _check_room(self.k, n_features)
 
-    def __call__(self, pre: mx.array, learned: Learned = _NOTHING) -> mx.array:
-        return mx.where(pre > learned["threshold"], mx.maximum(pre, 0), 0)
-
     def array_shapes(self, n_features: int) -> dict[str, tuple[int, ...]]:
         return {"threshold": (1,)}
 
-    def in_units(self, learned: Learned, factor: float) -> dict[str, mx.array]:
-        return {"threshold": learned["threshold"] * factor}
-
 
 @dataclass(frozen=True)
-class JumpReLU(Sparsity):
+class JumpReLU(_AboveThreshold):
     """Keep what exceeds the feature's own `threshold` (F,) (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
 
     name: ClassVar[str] = "jumprelu"
 
-    def __call__(self, pre: mx.array, learned: Learned = _NOTHING) -> mx.array:
-        return mx.where(pre > learned["threshold"], mx.maximum(pre, 0), 0)
-
     def array_shapes(self, n_features: int) -> dict[str, tuple[int, ...]]:
         return {"threshold": (n_features,)}
-
-    def in_units(self, learned: Learned, factor: float) -> dict[str, mx.array]:
-        return {"threshold": learned["threshold"] * factor}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -19,6 +18,7 @@ from hubsae.resample import revived
 from hubsae.rows import GivenRows, Rows
 from hubsae.scaling import Scaling, fold
 from hubsae.schedule import Schedule
+from hubsae.sites import ranges
 from hubsae.surrogates import running_mean, surrogate
 
 _SAMPLE_ROWS = 16_384
@@ -180,18 +180,10 @@ def train(
     """
     d_in, d_out = description.d_in, description.d_out
     same = description.reads == description.writes
-    starts = (0, 0 if same else d_in)
-    reads, writes = slice(0, d_in), slice(starts[1], starts[1] + d_out)
-    jobs = [Job(description, config, _split(reads, description.read_widths), _split(writes, description.write_widths))]
-    if same:
-        jobs = [replace(jobs[0], writes=jobs[0].reads)]
+    reads = ranges(description.read_widths)
+    writes = reads if same else ranges(description.write_widths, d_in)
     rows = GivenRows(batches, n_rows, d_in, None if same else d_out)
-    return train_jobs(jobs, rows, kinds=[kind], progress=progress)[0]
-
-
-def _split(whole: slice, widths: Sequence[int]) -> tuple[slice, ...]:
-    starts = [whole.start + sum(widths[:i]) for i in range(len(widths) + 1)]
-    return tuple(slice(a, b) for a, b in pairwise(starts)) if len(widths) > 1 else (whole,)
+    return train_jobs([Job(description, config, reads, writes)], rows, kinds=[kind], progress=progress)[0]
 
 
 def train_jobs(
@@ -217,7 +209,7 @@ class _Run:
     """One pass over the rows with all its trainers, its log and its checkpoints."""
 
     def __init__(self, jobs: Sequence[Job], rows: Rows, progress: Progress | None, checkpoints: Checkpoints | None):
-        self.jobs, self.rows, self.progress, self.checkpoints = jobs, rows, progress, checkpoints
+        self.rows, self.progress, self.checkpoints = rows, progress, checkpoints
         self.started, self.seen, self.logs = time.time(), 0, [[] for _ in jobs]
         config = jobs[0].config
         self.batch_size = config.batch_for(rows.n_rows)
@@ -257,9 +249,8 @@ class _Run:
                 self._note(numbers)
             if self.checkpoints and self.trainers[0].schedule.checkpoints(self.step - 1):
                 self._keep()
-        if numbers is not None and self.logs[0][-1:] != [] and self.logs[0][-1]["step"] != self.step:
-            self._note(numbers)
-        if numbers is not None and not self.logs[0]:
+        log = self.logs[0]
+        if numbers is not None and (not log or log[-1]["step"] != self.step):
             self._note(numbers)
         self._check_end()
         if self.checkpoints and self.kept_at != self.step:

@@ -57,7 +57,7 @@ def judge(sae: SAE, model: InterpretableModel, n_documents: int = N_JUDGED) -> t
 
 def _last_characters(model: InterpretableModel, text: str) -> np.ndarray:
     """Index of the last character of each token, -1 for tokens without any."""
-    encoded = model.tokenizer._tokenizer(text, return_offsets_mapping=True)
+    encoded = tokens.callable_tokenizer(model.tokenizer)(text, return_offsets_mapping=True)
     return np.array([end - 1 if end > start else -1 for start, end in encoded["offset_mapping"]])
 
 
