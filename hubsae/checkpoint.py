@@ -16,7 +16,7 @@ from hubsae.errors import ArtifactError, ConfigError, HubsaeError, warn
 from hubsae.store import read_arrays, read_json, write_arrays, write_json
 
 _STATE, _PREFIX, _UNFINISHED = "state.json", "step-", ".unfinished-"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _KEPT = 2
 
 

@@ -258,4 +258,4 @@ class ActivationDataset:
 
     def batches(self, batch_size: int, *, seed: int = 0, epochs: int = 1) -> Iterator[mx.array]:
         """Shuffled (b, d) rows; the last batch of all holds what is left. See `rows`."""
-        return iter(self.rows(batch_size, seed=seed, epochs=epochs))
+        return map(mx.array, self.rows(batch_size, seed=seed, epochs=epochs))

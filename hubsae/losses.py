@@ -1,14 +1,26 @@
-"""The loss of one batch of scaled rows, and the parameters it is a function of."""
+"""The loss of one batch of scaled rows and its gradients in closed form, and the parameters it is a function of.
 
+Everything is written once for NumPy (CPUs) and MLX (accelerators). Beyond the pre-codes nothing of size (n, F) is made
+where few entries are active; rows are encoded in slices, so that the pre-codes themselves stay bounded.
+"""
+
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import mlx.core as mx
+import numpy as np
 
-from hubsae import sparse
+from hubsae import sparse, threads
+from hubsae.distributed import ALONE, Ranks
+from hubsae.entries import Array, Entries, Ragged, Scratch, module_of, stacked
 from hubsae.recipe import SAEConfig
 from hubsae.sites import ranges
-from hubsae.surrogates import Params, surrogate
+from hubsae.surrogates import Params, Surrogate, surrogate
+
+_PRE_VALUES = 1 << 26
+_AUX_SHARE = 1 / 20  # of the encoder's work, that each product of AuxK may cost
 
 
 @dataclass(frozen=True)
@@ -18,128 +30,205 @@ class Moment:
     k: int
     penalty: float
     prefixes: tuple[int, ...]
-    dead: mx.array | None = None
+    dead: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Parts of the loss of one batch, still lazy: `fvu` of the batch, `l0`, and which features fired (F,).
+    """Parts of the loss of one batch (lazy in MLX): `fvu` of the batch, `l0`, and which features fired (F,).
 
-    `threshold` is what `Surrogate.threshold` says.
+    `threshold` is what `Surrogate.threshold` says; `n_rows` counts the whole batch.
     """
 
-    total: mx.array
-    fvu: mx.array
-    l0: mx.array
-    fired: mx.array
-    threshold: mx.array
+    total: Array
+    fvu: Array
+    l0: Array
+    fired: Array
+    threshold: Array | float
+    n_rows: int
 
 
 def losses(
-    params: Params, x: mx.array, y: mx.array, config: SAEConfig, widths: Sequence[int], moment: Moment
-) -> Losses:
-    """Loss of scaled rows x (n, d_in), y (n, d_out): FVU (mean over prefixes) + sparsity penalty + AuxK.
+    params: Params,
+    x: Array,
+    y: Array,
+    config: SAEConfig,
+    widths: Sequence[int],
+    moment: Moment,
+    ranks: Ranks = ALONE,
+    scratch: Scratch | None = None,
+) -> tuple[Losses, Params]:
+    """Loss of scaled rows x (n, d_in), y (n, d_out): FVU (mean over prefixes) + sparsity penalty + AuxK; its gradients.
 
     The rows' mean squared norm is 1, so squared error per row is the fraction of the data's variance left unexplained.
     `widths` are those of the written sites. Gated dictionaries add the error of the gate's own code under a constant
-    decoder (Rajamanoharan et al. 2024, eq. 8).
+    decoder (Rajamanoharan et al. 2024, eq. 8). Several `ranks` each bring their rows of the batch and get the sums.
     """
-    rule = surrogate(config, x.shape[1])
-    pre, code, beside = encoded(params, x, config, moment.k)
-    missing = y - beside
-    squares, start = [], 0
-    for end in moment.prefixes:  # nested: each prefix adds its part to the one before
-        missing = missing - code[:, start:end] @ params["W_dec"][start:end]
-        squares.append(mx.sum(mx.square(missing)) / len(y))
-        start = end
-    fvu = squares[-1]
+    xp, rule, n = module_of(x), surrogate(config, x.shape[1]), ranks.total(len(x))
+    entries = chosen(params, x, rule, moment.k, n, ranks, scratch)
+    code = entries.holding(rule.code(entries, params))
+    W_dec, parts = params["W_dec"], code.split(moment.prefixes)
+    errors, error = [], beside(params, x) - y
+    for part in parts:  # nested: each prefix adds its part to the one before
+        error = part.times(W_dec, error if not errors or xp is mx else error.copy())
+        errors.append(error)
+    squares = [_squared(e) / n for e in errors]
+    weight, pulls = 2 / (n * len(parts)), list(accumulate(reversed(errors)))[::-1]  # a part is in all later errors too
+    by_code = weight * code.joined(moment.prefixes, [p.dots(e, W_dec) for p, e in zip(parts, pulls, strict=True)])
+    grads = {
+        "W_dec": _sum([p.holding(weight * p.values).transposed_times(e) for p, e in zip(parts, pulls, strict=True)])
+    }
+    grads["b_dec"] = weight * pulls[0].sum(axis=0)
+    if "W_skip" in params:
+        grads["W_skip"] = weight * (x.T @ pulls[0])
     total = sum(squares[1:], squares[0]) / len(squares)
-    penalty = rule.penalty(pre, code, params, site_norms(params["W_dec"], widths).sum(axis=1))
+
+    norms = site_norms(W_dec, widths).sum(axis=1) if rule.penalised else None
+    penalty = rule.penalty(entries, code.values, params, norms, n, ranks)
+    by_pre, own = 0.0, {}
     if penalty is not None:
-        total = total + moment.penalty * penalty
+        total = total + moment.penalty * penalty.value
+        by_code, by_pre = by_code + moment.penalty * penalty.by_code, moment.penalty * penalty.by_pre
+        own = {name: moment.penalty * g for name, g in penalty.by_own.items()}
+        if penalty.by_norms is not None:
+            grads["W_dec"] = grads["W_dec"] + moment.penalty * penalty.by_norms[:, None] * normal(W_dec, widths)
     if config.sparsity == "gated":
-        held = {name: mx.stop_gradient(params[name]) for name in ("W_dec", "b_dec")}
-        gate_error = y - mx.maximum(pre, 0) @ held["W_dec"] - held["b_dec"]
-        if "W_skip" in params:
-            gate_error = gate_error - x @ mx.stop_gradient(params["W_skip"])
-        total = total + mx.sum(mx.square(gate_error)) / len(y)
+        gate = entries.holding(xp.maximum(entries.values, 0))
+        error = gate.times(W_dec, beside(params, x) - y)
+        total = total + _squared(error) / n
+        by_pre = by_pre + 2 / n * gate.dots(error, W_dec) * (entries.values > 0)
+    through, more = rule.back(entries, by_code, params)
+    by_pre = entries.holding(by_pre + through)
+    for name, g in more.items():
+        own[name] = own[name] + g if name in own else g
+    grads |= {"W_in": by_pre.transposed_times(x), "b_enc": by_pre.per_feature() + own.pop("b_enc", 0.0), **own}
     if moment.dead is not None:
-        total = total + aux_loss(params, x, mx.stop_gradient(missing), config, moment.dead)
-    active = code > 0
-    fired, l0 = mx.any(active, axis=0), mx.mean(mx.sum(active, axis=1))
-    return Losses(total, fvu, l0, fired, rule.threshold(mx.stop_gradient(code)))
+        total = total + _add_aux(grads, params, x, errors[-1], config, moment.dead, n, ranks)
+    if "W_in" not in params:
+        grads["W_dec"] = grads["W_dec"] + grads.pop("W_in")
+    grads = {name: ranks.sum(grads[name]) for name in params}
+    active = code.values > 0
+    fired = ranks.sum(code.holding(active.astype(x.dtype)).per_feature()) > 0
+    numbers = ranks.sum(xp.stack([total, squares[-1], active.sum() / n]))
+    threshold = rule.threshold(code.values)
+    return Losses(numbers[0], numbers[1], numbers[2], fired, threshold, n), grads
 
 
-def encoded(params: Params, x: mx.array, config: SAEConfig, k: int) -> tuple[mx.array, mx.array, mx.array]:
-    """x (n, d_in) -> pre-code (n, F), code (n, F), and what is written beside the code: (n, d_out) or (d_out,)."""
-    pre = x @ encoder(params) + params["b_enc"]
-    beside = params["b_dec"] + (x @ params["W_skip"] if "W_skip" in params else 0)
-    return pre, surrogate(config, x.shape[1]).code(pre, params, k), beside
+def chosen(
+    params: Params, x: Array, rule: Surrogate, k: int, n: int, ranks: Ranks = ALONE, scratch: Scratch | None = None
+) -> Entries:
+    """The entries that count of a batch of n rows, x (n, d_in) being those of this process, with the pre-code."""
+    W_in, scratch, found = encoder(params), scratch or Scratch(), []
+    scratch.free()
+    for part in threads.spans(len(x), max(1, _PRE_VALUES // len(W_in))):
+        pre = scratch.product(x[part], W_in.T)
+        found.append(rule.candidates(pre, params["b_enc"], params, k, n))
+        if all(isinstance(part, Ragged) for part in found):
+            scratch.free()  # all that counts is copied out
+    return rule.settled(stacked(found), k, n, ranks)
 
 
-def aux_loss(params: Params, x: mx.array, error: mx.array, config: SAEConfig, dead: mx.array) -> mx.array:
+def beside(params: Params, x: Array) -> Array:
+    """What is written beside the code: (n, d_out) or (d_out,)."""
+    return params["b_dec"] + (x @ params["W_skip"] if "W_skip" in params else 0)
+
+
+def _squared(error: Array) -> Array:
+    return (error * error).sum() if isinstance(error, mx.array) else np.vdot(error, error)
+
+
+def _sum(arrays: list[Array]) -> Array:
+    return sum(arrays[1:], arrays[0])
+
+
+def _add_aux(
+    grads: Params, params: Params, x: Array, error: Array, config: SAEConfig, dead: np.ndarray, n: int, ranks: Ranks
+) -> Array:
     """AuxK (Gao et al. 2024, A.2): the residual, held constant, rebuilt by `dead` features, aux_k of largest pre-code.
 
-    They enter unrectified: a dead feature's pre-code is often negative, and would get no gradient.
+    They enter unrectified: a dead feature's pre-code is often negative, and would get no gradient. `error` (n, d_out)
+    is y_hat - y. Where many features are dead every so-manieth row is taken, so that the term stays cheap. Adds to
+    `grads`, returns the term.
     """
+    every = max(1, math.ceil(len(dead) / (_AUX_SHARE * len(params["b_enc"]))))
+    first = -ranks.share(n).start % every
+    x, error = x[first::every], error[first::every]
+    n_rows = -(-n // every)
     aux_k = config.aux_k or max(1, x.shape[1] // 2)
-    rebuilt = aux_code(params, x, dead, aux_k) @ mx.take(params["W_dec"], dead, axis=0)
-    weight = config.aux_coefficient * min(dead.size / aux_k, 1.0)  # fewer dead than aux_k: weaker (EleutherAI)
-    return weight * mx.sum(mx.square(error - rebuilt)) / len(error)
+    ids = mx.array(dead.astype(np.int32)) if isinstance(x, mx.array) else dead
+    code, W_dec = aux_code(params, x, ids, aux_k), params["W_dec"][ids]
+    missing = code @ W_dec + error
+    weight = config.aux_coefficient * min(len(dead) / aux_k, 1.0)  # fewer dead than aux_k: weaker (EleutherAI)
+    by_code = (2 * weight / n_rows) * (missing @ W_dec.T) * (code != 0)
+    grads["W_dec"][ids] += (2 * weight / n_rows) * (code.T @ missing)
+    grads["W_in"][ids] += by_code.T @ x
+    grads["b_enc"][ids] += by_code.sum(axis=0)
+    return weight * _squared(missing) / n_rows
 
 
-def aux_code(params: Params, x: mx.array, dead: mx.array, k: int) -> mx.array:
+def aux_code(params: Params, x: Array, dead: Array, k: int) -> Array:
     """(n, m) pre-codes of the `dead` features with all but each row's k largest set to 0."""
-    pre = x @ mx.take(encoder(params), dead, axis=1) + mx.take(params["b_enc"], dead)
-    if k >= dead.size:
+    pre = x @ encoder(params)[dead].T + params["b_enc"][dead]
+    m = pre.shape[1]
+    if k >= m:
         return pre
-    kth = mx.min(sparse.top_k(mx.stop_gradient(pre), k)[1], axis=-1, keepdims=True)
-    return mx.where(pre >= kth, pre, 0)
+    if isinstance(pre, mx.array):
+        kth = mx.min(sparse.top_k(pre, k)[1], axis=-1, keepdims=True)
+    else:
+        parts = threads.in_parts(len(pre), pre.size, lambda rows: np.partition(pre[rows], m - k, axis=1)[:, m - k])
+        kth = np.concatenate(parts)[:, None]
+    return module_of(pre).where(pre >= kth, pre, 0)
 
 
-def encoder(params: Params) -> mx.array:
-    """(d_in, F) the encoder; the decoder's transpose where the two are tied."""
-    return params["W_enc"] if "W_enc" in params else params["W_dec"].T
+def encoder(params: Params) -> Array:
+    """(F, d_in) the encoder, a row for each feature; the decoder where the two are tied."""
+    return params.get("W_in", params["W_dec"])
 
 
-def site_norms(W_dec: mx.array, widths: Sequence[int]) -> mx.array:
+def site_norms(W_dec: Array, widths: Sequence[int]) -> Array:
     """(F, d_out) -> (F, sites) norms of each row's part for each written site; never quite 0, for the gradient."""
-    parts = [mx.sum(mx.square(W_dec[:, part]), axis=1) for part in ranges(widths)]
-    return mx.sqrt(mx.stack(parts, axis=1) + 1e-24)
+    xp = module_of(W_dec)
+    return xp.sqrt(xp.stack([(W_dec[:, part] ** 2).sum(axis=1) for part in ranges(widths)], axis=1) + 1e-24)
 
 
-def normalised(W_dec: mx.array, widths: Sequence[int]) -> mx.array:
+def normalised(W_dec: Array, widths: Sequence[int]) -> Array:
     """Rows whose site norms sum to the root of the number of sites: unit rows for one site."""
-    return W_dec * (len(widths) ** 0.5 / site_norms(W_dec, widths).sum(axis=1, keepdims=True))
+    return W_dec * (len(widths) ** 0.5 / site_norms(W_dec, widths).sum(axis=1)[:, None])
 
 
-def tangent(gradient: mx.array, W_dec: mx.array, widths: Sequence[int]) -> mx.array:
-    """The gradient without the part that changes the sum of a row's site norms, which normalising would only undo."""
+def normal(W_dec: Array, widths: Sequence[int]) -> Array:
+    """(F, d_out) the derivative of the sum of each row's site norms."""
     norms = site_norms(W_dec, widths)
-    normal = mx.concatenate([W_dec[:, part] / norms[:, i : i + 1] for i, part in enumerate(ranges(widths))], axis=1)
-    return gradient - mx.sum(gradient * normal, axis=1, keepdims=True) / len(widths) * normal
+    parts = [W_dec[:, part] / norms[:, i : i + 1] for i, part in enumerate(ranges(widths))]
+    return parts[0] if len(parts) == 1 else module_of(W_dec).concatenate(parts, axis=1)
+
+
+def tangent(gradient: Array, W_dec: Array, widths: Sequence[int]) -> Array:
+    """The gradient without the part that changes the sum of a row's site norms, which normalising would only undo."""
+    across = normal(W_dec, widths)
+    return gradient - (gradient * across).sum(axis=1)[:, None] / len(widths) * across
 
 
 def initial(
     d_in: int, widths: Sequence[int], n_features: int, same: bool, config: SAEConfig, skip: bool = False
-) -> Params:
-    """Parameters at the start. Biases are 0: rows are centred, so b_dec stands at the written rows' mean.
+) -> dict[str, np.ndarray]:
+    """Parameters at the start: `W_in` (F, d_in) is W_enc, a row for each feature; the others stand as in the folder.
 
-    Decoder rows point in random directions and the encoder is their transpose, scaled to norm 1, where reads are the
-    writes; else the encoder's columns do, and the decoder is 0 unless its norm is fixed (Paulo et al. 2025).
+    Biases are 0: rows are centred, so b_dec stands at the written rows' mean. Decoder rows point in random directions
+    and the encoder is the same, scaled to norm 1, where reads are the writes; else the encoder's rows do, and the
+    decoder is 0 unless its norm is fixed (Paulo et al. 2025).
     """
     key_dec, key_enc = mx.random.split(mx.random.key(config.seed))
     W_dec = normalised(mx.random.normal((n_features, sum(widths)), key=key_dec), widths)
-    W_enc = _unit(W_dec if same else mx.random.normal((n_features, d_in), key=key_enc)).T
-    params = {"W_enc": mx.contiguous(W_enc), "b_enc": mx.zeros(n_features), "W_dec": W_dec}
-    params["b_dec"] = mx.zeros(sum(widths))
+    W_in = _unit(W_dec if same else mx.random.normal((n_features, d_in), key=key_enc))
+    params = {"W_in": W_in, "b_enc": mx.zeros(n_features), "W_dec": W_dec, "b_dec": mx.zeros(sum(widths))}
     if not same and not config.unit_norm:
         params["W_dec"] = mx.zeros_like(W_dec)
     if config.tied_weights:
-        del params["W_enc"]
+        del params["W_in"]
     if skip:
         params["W_skip"] = mx.zeros((d_in, sum(widths)))
-    return params | surrogate(config, d_in).initial(n_features)
+    return {name: np.array(array) for name, array in params.items()} | surrogate(config, d_in).initial(n_features)
 
 
 def _unit(rows: mx.array) -> mx.array:

@@ -7,6 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from hubsae.checkpoint import State
+from hubsae.entries import Array
 from hubsae.errors import ConfigError, DataError
 
 Batch = mx.array | tuple[mx.array, mx.array]
@@ -21,7 +22,7 @@ class Rows(Protocol):
         """Some of the rows, (at most n, width); none of them is used up."""
         ...
 
-    def __iter__(self) -> Iterator[mx.array]:
+    def __iter__(self) -> Iterator[Array]:
         """Batches (b, width) in fp32."""
         ...
 
@@ -134,7 +135,7 @@ class ShuffledRows:
         some = np.random.default_rng(self._seed).permutation(self._filled)[:n]
         return self._buffer[np.sort(some)]
 
-    def __iter__(self) -> Iterator[mx.array]:
+    def __iter__(self) -> Iterator[np.ndarray]:
         while True:
             parts, missing = [], self._batch_size
             while missing and (part := self._take(missing)) is not None:
@@ -142,7 +143,7 @@ class ShuffledRows:
                 missing -= len(part)
             if not parts:
                 return
-            yield mx.array(parts[0] if len(parts) == 1 else np.concatenate(parts))
+            yield parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _take(self, n: int) -> np.ndarray | None:
         """Up to n rows, None when all epochs are over."""

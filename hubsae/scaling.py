@@ -6,10 +6,13 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from hubsae import threads
+from hubsae.entries import Array
 from hubsae.errors import DataError
 from hubsae.sites import Site, columns
 
 MIN_ROWS = 2
+_FOLDED = ("W_in", "b_enc", "W_dec", "b_dec", "W_skip")
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,8 @@ class Scaling:
     `site_scales`: root mean square distance of each site's rows from their mean, in raw units.
     """
 
-    mean: mx.array
-    scale: mx.array
+    mean: Array
+    scale: Array
     site_scales: tuple[float, ...]
 
     @classmethod
@@ -38,10 +41,23 @@ class Scaling:
                 raise DataError(f"{site}: the rows do not vary; every one of {len(sample)} is the same")
             scale[where] = (share / power) ** 0.5
             raw.append(power**0.5)
-        return cls(mx.array(mean.astype(np.float32)), mx.array(scale.astype(np.float32)), tuple(raw))
+        return cls(mean.astype(np.float32), scale.astype(np.float32), tuple(raw))
 
-    def apply(self, rows: mx.array) -> mx.array:
-        return (rows - self.mean) * self.scale
+    def on_device(self) -> "Scaling":
+        """The same for rows in MLX; as it is made it is for rows in NumPy."""
+        return Scaling(mx.array(self.mean), mx.array(self.scale), self.site_scales)
+
+    def apply(self, rows: Array) -> Array:
+        if isinstance(rows, mx.array):
+            return (rows - self.mean) * self.scale
+        out = np.empty(rows.shape, np.float32)
+
+        def work(part: slice) -> None:
+            np.subtract(rows[part], self.mean, out=out[part])
+            out[part] *= self.scale
+
+        threads.in_parts(len(rows), rows.size, work)
+        return out
 
     @property
     def unit(self) -> float:
@@ -49,14 +65,15 @@ class Scaling:
         return float(np.mean(1 / np.array(self.scale, dtype=np.float64)))
 
 
-def fold(params: Mapping[str, mx.array], inner: Scaling, outer: Scaling) -> dict[str, mx.array]:
-    """The same map on raw rows: mean and scale of both sides go into the weights.
+def fold(params: Mapping[str, Array], inner: Scaling, outer: Scaling) -> dict[str, mx.array]:
+    """The same map on raw rows, with `W_enc` (d_in, F) for `W_in`: mean and scale of both sides go into the weights.
 
     With x' = (x - m) s and y = y' / t + c: codes are multiplied by u, the raw length of a unit of y', so that decoder
     rows of one site keep their norm. What a sparsity learnt is for its `in_units` with the same factor.
     """
-    u, W_enc = outer.unit, params["W_enc"]
-    bias = params["b_dec"]
+    u, params = outer.unit, {name: mx.array(params[name]) for name in _FOLDED if name in params}
+    inner, outer = inner.on_device(), outer.on_device()
+    W_enc, bias = params.get("W_in", params["W_dec"]).T, params["b_dec"]
     out = {
         "W_enc": W_enc * inner.scale[:, None] * u,
         "b_enc": (params["b_enc"] - (inner.mean * inner.scale) @ W_enc) * u,

@@ -1,21 +1,37 @@
-"""How each sparsity is trained: its own parameters, its code with gradients, its penalty, and what it has learnt.
+"""How each sparsity is trained: its own parameters, its code and penalty with their derivatives, what it has learnt.
 
 Pre-codes, codes and thresholds are those of scaled rows (mean squared norm 1), so settings mean the same for any model.
+Everything is computed at `Entries` alone: those that can matter, often few of the (n, F).
 """
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import mlx.core as mx
+import numpy as np
 
-from hubsae import sparsity
+from hubsae import choose, sparse
+from hubsae.distributed import Ranks
+from hubsae.entries import Array, Dense, Entries, Fixed, Ragged, module_of
 from hubsae.recipe import SAEConfig
 
-Params = dict[str, mx.array]
+Params = dict[str, Array]
 _THRESHOLD_MEMORY = 0.99
 _WIDEST, _SPREADS = 0.1, 1.5
 _TANH_SLOPE = 4.0
+_SPARSE_ENOUGH = 0.05  # share of entries up to which products of few entries are faster than those of all
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A penalty and its derivatives: by code and by pre-code (at the entries), by norms (F,), by own parameters."""
+
+    value: Array
+    by_code: Array | float = 0.0
+    by_pre: Array | float = 0.0
+    by_norms: Array | None = None
+    by_own: Params = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -25,24 +41,44 @@ class Surrogate:
     config: SAEConfig
     d_in: int
     name: ClassVar[str]
+    penalised: ClassVar[bool] = False
 
-    def initial(self, n_features: int) -> Params:
+    def initial(self, n_features: int) -> dict[str, np.ndarray]:
         """Parameters beside the dictionary's own at the start."""
         return {}
 
-    def code(self, pre: mx.array, params: Params, k: int) -> mx.array:
-        """(n, F) pre-code -> (n, F) code, with the gradients that training follows."""
-        raise NotImplementedError(f"{type(self).__name__} has to map a pre-code to a code")
+    def bound(self, params: Params) -> Array | float:
+        """A number or (F,): entries of the pre-code up to there neither are active nor have any derivative."""
+        return 0.0
 
-    def penalty(self, pre: mx.array, code: mx.array, params: Params, norms: mx.array) -> mx.array | None:
-        """What is added to the loss for codes that are too dense; `norms` (F,): of decoder rows, summed over sites."""
+    def candidates(self, pre: Array, bias: Array, params: Params, k: int, n: int) -> Entries:
+        """Pre-code of some rows without its bias (F,) -> entries that can matter in a batch of n; may change `pre`."""
+        if module_of(pre) is mx:
+            return Dense(pre + bias)
+        places = choose.above(pre, self.bound(params), bias, most=_SPARSE_ENOUGH)
+        return Dense(pre) if places is None else Ragged(places)
+
+    def settled(self, entries: Any, k: int, n: int, ranks: Ranks) -> Entries:
+        """Those of the candidates of a whole batch of n rows that count."""
+        return entries
+
+    def code(self, entries: Entries, params: Params) -> Array:
+        """The code at the entries, whose values are the pre-code."""
+        return module_of(entries.values).maximum(entries.values, 0)
+
+    def back(self, entries: Entries, by_code: Array, params: Params) -> tuple[Array, Params]:
+        """The derivative by the code -> that by the pre-code, and that by own parameters."""
+        return by_code * (entries.values > 0), {}
+
+    def penalty(self, entries: Entries, code: Array, params: Params, norms: Array, n: int, ranks: Ranks) -> Any:
+        """`Penalty` of codes that are too dense, None without; `norms` (F,): of decoder rows, summed over sites."""
         return None
 
-    def threshold(self, code: mx.array) -> mx.array:
+    def threshold(self, code: Array) -> Array | float:
         """The smallest active entry of a batch's code, where the dictionary keeps its mean over batches; else 0."""
-        return mx.array(0.0)
+        return 0.0
 
-    def learned(self, params: Params, threshold: float) -> Params:
+    def learned(self, params: Params, threshold: float) -> dict[str, mx.array]:
         """The arrays of the finished rule (`Sparsity.array_shapes`)."""
         return {}
 
@@ -52,8 +88,10 @@ class TopK(Surrogate):
 
     name = "topk"
 
-    def code(self, pre: mx.array, params: Params, k: int) -> mx.array:
-        return sparsity.TopK(k)(pre)
+    def candidates(self, pre: Array, bias: Array, params: Params, k: int, n: int) -> Entries:
+        if module_of(pre) is np:
+            return Ragged(choose.largest(pre, k, bias))
+        return Fixed(*sparse.top_k(pre + bias, k), pre.shape[1])
 
 
 class BatchTopK(Surrogate):
@@ -61,18 +99,26 @@ class BatchTopK(Surrogate):
 
     name = "batchtopk"
 
-    def code(self, pre: mx.array, params: Params, k: int) -> mx.array:
-        positive = mx.maximum(pre, 0)
-        place = positive.size - min(k * len(pre), positive.size)
-        flat = mx.stop_gradient(positive).reshape(-1)
-        smallest = mx.partition(flat, place)[place] if place else mx.min(flat)
-        return mx.where(positive >= smallest, positive, 0)
+    def candidates(self, pre: Array, bias: Array, params: Params, k: int, n: int) -> Entries:
+        pre += bias
+        return Ragged(choose.kth_largest(pre, k * n)[1]) if module_of(pre) is np else Dense(pre)
 
-    def threshold(self, code: mx.array) -> mx.array:
-        smallest = mx.min(mx.where(code > 0, code, mx.inf))
-        return mx.where(mx.isinf(smallest), 0.0, smallest)
+    def settled(self, entries: Any, k: int, n: int, ranks: Ranks) -> Entries:
+        if isinstance(entries, Ragged):
+            values = ranks.gathered(entries.values)
+            if len(values) <= k * n:
+                return entries
+            return entries.where(entries.values >= np.partition(values, len(values) - k * n)[len(values) - k * n])
+        positive = mx.maximum(entries.values, 0)
+        flat = ranks.gathered(positive.reshape(-1))
+        place = max(0, flat.size - k * n)
+        return Dense(mx.where(positive >= mx.partition(flat, place)[place], positive, 0))
 
-    def learned(self, params: Params, threshold: float) -> Params:
+    def threshold(self, code: Array) -> Array | float:
+        xp = module_of(code)
+        return xp.min(xp.where(code > 0, code, xp.inf)) if code.size else xp.inf
+
+    def learned(self, params: Params, threshold: float) -> dict[str, mx.array]:
         return {"threshold": mx.array([threshold], mx.float32)}
 
 
@@ -80,12 +126,10 @@ class ReLU(Surrogate):
     """L1 weighed by decoder norms (Anthropic, April 2024); of unit norms it is the plain L1."""
 
     name = "relu"
+    penalised = True
 
-    def code(self, pre: mx.array, params: Params, k: int) -> mx.array:
-        return mx.maximum(pre, 0)
-
-    def penalty(self, pre: mx.array, code: mx.array, params: Params, norms: mx.array) -> mx.array | None:
-        return self.config.l1 * mx.mean(code @ norms)
+    def penalty(self, entries: Entries, code: Array, params: Params, norms: Array, n: int, ranks: Ranks) -> Penalty:
+        return _l1(self.config.l1 / n, entries, code, norms, by_code=True)
 
 
 class JumpReLU(Surrogate):
@@ -100,40 +144,56 @@ class JumpReLU(Surrogate):
     """
 
     name = "jumprelu"
+    penalised = True
 
     @property
     def _spread(self) -> float:
         return min(_WIDEST, _SPREADS * self.d_in**-0.5)
 
-    def initial(self, n_features: int) -> Params:
-        return {"log_threshold": mx.full((n_features,), math.log(self._spread))}
+    @property
+    def _width(self) -> float:
+        return self.config.bandwidth or self._spread
 
-    def code(self, pre: mx.array, params: Params, k: int) -> mx.array:
-        threshold = mx.exp(params["log_threshold"])
-        active, window = self._gate(pre, threshold)
-        through = (threshold - mx.stop_gradient(threshold)) * mx.stop_gradient(-threshold * window)
-        return mx.maximum(pre, 0) * active + through
+    def initial(self, n_features: int) -> dict[str, np.ndarray]:
+        return {"log_threshold": np.full(n_features, math.log(self._spread), np.float32)}
 
-    def penalty(self, pre: mx.array, code: mx.array, params: Params, norms: mx.array) -> mx.array | None:
+    def bound(self, params: Params) -> Array | float:
+        return np.exp(params["log_threshold"]) - self._width / 2
+
+    def code(self, entries: Entries, params: Params) -> Array:
+        _, active, _ = self._gate(entries, params)
+        return module_of(active).maximum(entries.values, 0) * active
+
+    def back(self, entries: Entries, by_code: Array, params: Params) -> tuple[Array, Params]:
+        threshold, active, window = self._gate(entries, params)
+        by_log = entries.holding(by_code * window * -(threshold**2)).per_feature()  # d threshold / d log = threshold
+        return by_code * active, {"log_threshold": by_log}
+
+    def penalty(self, entries: Entries, code: Array, params: Params, norms: Array, n: int, ranks: Ranks) -> Penalty:
+        weight, xp = self.config.l0_coefficient, module_of(code)
         if self.config.l0_penalty == "tanh":
-            return self.config.l0_coefficient * mx.mean(mx.sum(mx.tanh(_TANH_SLOPE * code * norms), axis=1))
-        threshold = mx.exp(params["log_threshold"])
-        active, window = self._gate(pre, threshold)
-        counted = active + (threshold - mx.stop_gradient(threshold)) * -window
-        l0 = mx.mean(mx.sum(counted, axis=1))
+            bent = xp.tanh(_TANH_SLOPE * code * entries.at(norms))
+            slope = weight / n * _TANH_SLOPE * (1 - bent**2)
+            by_norms = entries.holding(slope * code).per_feature()
+            return Penalty(weight / n * bent.sum(), by_code=slope * entries.at(norms), by_norms=by_norms)
+        threshold, active, window = self._gate(entries, params)
+        value, slope = weight * active.sum() / n, weight / n
         if self.config.l0_penalty == "target":
-            return self.config.l0_coefficient * mx.square(l0 / self.config.k - 1)
-        return self.config.l0_coefficient * l0
+            excess = ranks.sum(active.sum()) / (n * self.config.k) - 1
+            value, slope = weight * excess**2 / ranks.size, weight * 2 * excess / (n * self.config.k)
+        by_log = slope * entries.holding(-window * threshold).per_feature()
+        return Penalty(value, by_own={"log_threshold": by_log})
 
-    def _gate(self, pre: mx.array, threshold: mx.array) -> tuple[mx.array, mx.array]:
-        """Whether each entry is active, and K((z - t) / b) / b; both constant."""
-        distance = mx.stop_gradient(pre - threshold)
-        width = self.config.bandwidth or self._spread
-        inside = mx.abs(distance) < width / 2
-        return (distance > 0).astype(pre.dtype), inside.astype(pre.dtype) / width
+    def _gate(self, entries: Entries, params: Params) -> tuple[Array, Array, Array]:
+        """At each entry: the threshold, whether it is active, and K((z - t) / b) / b."""
+        threshold = entries.at(module_of(entries.values).exp(params["log_threshold"]))
+        distance = entries.values - threshold
+        inside = abs(distance) < self._width / 2
+        kind = distance.dtype
+        return threshold, (distance > 0).astype(kind), inside.astype(kind) / self._width
 
-    def learned(self, params: Params, threshold: float) -> Params:
-        return {"threshold": mx.exp(params["log_threshold"])}
+    def learned(self, params: Params, threshold: float) -> dict[str, mx.array]:
+        return {"threshold": mx.exp(mx.array(params["log_threshold"]))}
 
 
 class Gated(Surrogate):
@@ -143,20 +203,46 @@ class Gated(Surrogate):
     """
 
     name = "gated"
+    penalised = True
 
-    def initial(self, n_features: int) -> Params:
-        return {"r_mag": mx.zeros(n_features), "b_mag": mx.zeros(n_features)}
+    def initial(self, n_features: int) -> dict[str, np.ndarray]:
+        return {name: np.zeros(n_features, np.float32) for name in ("r_mag", "b_mag")}
 
-    def code(self, pre: mx.array, params: Params, k: int) -> mx.array:
-        magnitude = (pre - params["b_enc"]) * mx.exp(params["r_mag"]) + params["b_mag"]
-        return mx.where(pre > 0, mx.maximum(magnitude, 0), 0)
+    def code(self, entries: Entries, params: Params) -> Array:
+        xp = module_of(entries.values)
+        return (entries.values > 0) * xp.maximum(self._magnitude(entries, params)[0], 0)
 
-    def penalty(self, pre: mx.array, code: mx.array, params: Params, norms: mx.array) -> mx.array | None:
-        return self.config.l1 * mx.mean(mx.maximum(pre, 0) @ norms)
+    def back(self, entries: Entries, by_code: Array, params: Params) -> tuple[Array, Params]:
+        magnitude, scale = self._magnitude(entries, params)
+        by_code = by_code * (entries.values > 0) * (magnitude > 0)
+        by_pre = by_code * scale
+        by_own = {
+            "r_mag": by_pre * (entries.values - entries.at(params["b_enc"])),
+            "b_mag": by_code,
+            "b_enc": -by_pre,  # magnitudes do without it
+        }
+        return by_pre, {name: entries.holding(values).per_feature() for name, values in by_own.items()}
 
-    def learned(self, params: Params, threshold: float) -> Params:
-        scale = mx.exp(params["r_mag"])
-        return {"gate_scale": scale, "gate_shift": params["b_mag"] - params["b_enc"] * scale}
+    def _magnitude(self, entries: Entries, params: Params) -> tuple[Array, Array]:
+        scale = entries.at(module_of(entries.values).exp(params["r_mag"]))
+        return (entries.values - entries.at(params["b_enc"])) * scale + entries.at(params["b_mag"]), scale
+
+    def penalty(self, entries: Entries, code: Array, params: Params, norms: Array, n: int, ranks: Ranks) -> Penalty:
+        gate = module_of(code).maximum(entries.values, 0)
+        return _l1(self.config.l1 / n, entries, gate, norms, by_code=False)
+
+    def learned(self, params: Params, threshold: float) -> dict[str, mx.array]:
+        scale = mx.exp(mx.array(params["r_mag"]))
+        return {"gate_scale": scale, "gate_shift": mx.array(params["b_mag"]) - mx.array(params["b_enc"]) * scale}
+
+
+def _l1(weight: float, entries: Entries, values: Array, norms: Array, *, by_code: bool) -> Penalty:
+    """`weight` times the sum of positive values, each times its feature's norm."""
+    here = entries.at(norms)
+    slope = weight * here * (values > 0)
+    by_norms = weight * entries.holding(values).per_feature()
+    where = {"by_code": slope} if by_code else {"by_pre": slope}
+    return Penalty(weight * (values * here).sum(), by_norms=by_norms, **where)
 
 
 _SURROGATES: dict[str, type[Surrogate]] = {s.name: s for s in (TopK, BatchTopK, ReLU, JumpReLU, Gated)}

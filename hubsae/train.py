@@ -3,23 +3,27 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
-import mlx.optimizers as optim
 import numpy as np
 
+from hubsae import backend
+from hubsae.adam import Adam
 from hubsae.checkpoint import Checkpoints, State
 from hubsae.dictionary import Dictionary, DictionaryConfig
+from hubsae.distributed import ALONE, Ranks
+from hubsae.entries import Array, Scratch, module_of
 from hubsae.errors import DataError, warn
-from hubsae.losses import Moment, Params, encoder, initial, losses, normalised, tangent
+from hubsae.losses import Moment, initial, losses
 from hubsae.recipe import SAEConfig
 from hubsae.resample import revived
 from hubsae.rows import GivenRows, Rows
 from hubsae.scaling import Scaling, fold
 from hubsae.schedule import Schedule
 from hubsae.sites import ranges
-from hubsae.surrogates import running_mean, surrogate
+from hubsae.surrogates import Params, running_mean, surrogate
 
 _SAMPLE_ROWS = 16_384
 _LOG_POINTS = 200
@@ -47,61 +51,65 @@ class Job:
 
 
 class Trainer:
-    """Parameters, optimizer state and dead-feature counts of one job; `step` takes one batch of raw rows."""
+    """Parameters, optimizer state and dead-feature counts of one job; `step` takes one batch of raw rows.
 
-    def __init__(self, job: Job, n_steps: int, n_rows: int, inner: Scaling, outer: Scaling):
-        self.job, self.config, self.inner, self.outer = job, job.config, inner, outer
+    On a CPU all of it is NumPy, with products by SciPy where few entries are active; on an accelerator it is MLX.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        n_steps: int,
+        n_rows: int,
+        inner: Scaling,
+        outer: Scaling,
+        *,
+        ranks: Ranks = ALONE,
+        on_device: bool | None = None,
+    ):
+        self.job, self.config, self.ranks = job, job.config, ranks
+        self.on_device = not backend.is_cpu() if on_device is None else on_device
+        self.inner, self.outer = inner, outer
         d = job.description
         self.widths = d.write_widths
         self.schedule = Schedule(job.config, n_steps, d.n_features)
         self.dead_after = job.config.dead_after(n_rows)
-        self.params: Params = initial(d.d_in, self.widths, d.n_features, job.same, job.config, d.skip)
-        self.optimizer = optim.Adam(learning_rate=job.config.peak_rate(n_steps), bias_correction=True)
-        self.optimizer.init(self.params)
+        self.params: Params = self._placed(initial(d.d_in, self.widths, d.n_features, job.same, job.config, d.skip))
+        self.adam = Adam(self.params, self.widths if job.config.unit_norm else None, job.config.gradient_clip)
         self.silent_rows = np.zeros(d.n_features, np.int64)
         self.threshold, self.n_thresholds, self.n_done = 0.0, 0, 0
-        self._gradients = mx.value_and_grad(self._loss)
+        self._scratch = Scratch()
 
-    def _loss(self, params: Params, x: mx.array, y: mx.array, moment: Moment):
-        parts = losses(params, x, y, self.config, self.widths, moment)
-        return parts.total, parts
-
-    @property
-    def _adam(self) -> dict[str, Any]:
-        """The optimizer's state by parameter: first and second moments "m" and "v"."""
-        return self.optimizer.state
+    def _placed(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        """Arrays where training computes: MLX's, or NumPy's in memory of their own."""
+        return {name: mx.array(array) if self.on_device else np.array(array) for name, array in arrays.items()}
 
     @property
     def dead(self) -> np.ndarray:
         """Ids of the features that did not fire for `dead_after` rows."""
         return np.flatnonzero(self.silent_rows >= self.dead_after)
 
-    def rows(self, batch: mx.array) -> tuple[mx.array, mx.array]:
+    def rows(self, batch: Array) -> tuple[Array, Array]:
         """(b, columns of all jobs) raw rows -> x (b, d_in) and y (b, d_out), scaled."""
-        x = self.inner.apply(_columns(batch, self.job.reads))
-        return x, x if self.job.same else self.outer.apply(_columns(batch, self.job.writes))
+        batch = mx.array(batch) if self.on_device else np.array(batch, copy=None)
+        inner, outer = (s.on_device() if self.on_device else s for s in (self.inner, self.outer))
+        x = inner.apply(_columns(batch, self.job.reads))
+        return x, x if self.job.same else outer.apply(_columns(batch, self.job.writes))
 
-    def step(self, batch: mx.array) -> dict[str, mx.array]:
-        """One update; returns the batch's numbers, evaluated."""
+    def step(self, batch: Array) -> dict[str, Array]:
+        """One update by this process's rows of a batch; returns the batch's numbers, evaluated."""
         x, y = self.rows(batch)
         at, now = self.schedule, self.n_done
         dead = self.dead if self.config.aux_coefficient else self.dead[:0]
-        ids = mx.array(dead.astype(np.int32)) if len(dead) else None
-        moment = Moment(at.k(now), at.penalty(now), at.prefixes(now), ids)
-        (_, parts), gradients = self._gradients(self.params, x, y, moment)
-        if self.config.unit_norm:
-            gradients["W_dec"] = tangent(gradients["W_dec"], self.params["W_dec"], self.widths)
-        norm = mx.sqrt(sum((mx.sum(mx.square(g)) for g in gradients.values()), mx.array(0.0)))
-        if self.config.gradient_clip is not None:
-            factor = mx.minimum(self.config.gradient_clip / (norm + 1e-12), 1.0)
-            gradients = {name: g * factor for name, g in gradients.items()}
-        self.optimizer.learning_rate = mx.array(at.rate(now))
-        self.params = self.optimizer.apply_gradients(gradients, self.params)
-        if self.config.unit_norm:
-            self.params["W_dec"] = normalised(self.params["W_dec"], self.widths)
-        mx.eval(self.params, self.optimizer.state, parts, norm)
-        self.silent_rows = np.where(np.array(parts.fired), 0, self.silent_rows + len(x))
-        if moment.k == self.config.k and (threshold := float(parts.threshold)):  # not while k comes down
+        moment = Moment(at.k(now), at.penalty(now), at.prefixes(now), dead if len(dead) else None)
+        parts, gradients = losses(self.params, x, y, self.config, self.widths, moment, self.ranks, self._scratch)
+        norm = self.adam.update(self.params, gradients, at.rate(now))
+        if self.on_device:
+            mx.eval(self.params, self.adam.first, self.adam.second, vars(parts), norm)
+        self.silent_rows += parts.n_rows
+        self.silent_rows[np.array(parts.fired)] = 0
+        threshold = float(parts.threshold)
+        if moment.k == self.config.k and np.isfinite(threshold) and threshold > 0:  # not while k comes down
             self.threshold = running_mean(self.threshold, threshold, self.n_thresholds)
             self.n_thresholds += 1
         if at.resamples(now):
@@ -109,19 +117,22 @@ class Trainer:
         self.n_done += 1
         return {"loss": parts.total, "fvu": parts.fvu, "l0": parts.l0, "gradient_norm": norm}
 
-    def _resample(self, x: mx.array, y: mx.array, moment: Moment) -> None:
+    def _resample(self, x: Array, y: Array, moment: Moment) -> None:
         """Start dead features anew, optimizer state included, and give them time before they count as dead again."""
         if not len(dead := self.dead):
             return
-        revive = revived(self.params, x, y, self.config, self.widths, moment, dead, seed=self.n_done)
-        self.params, state = revive.params, self._adam
-        state |= revive.moments(state)
-        mx.eval(self.params, self.optimizer.state)
+        held = {name: np.array(array) for name, array in self.params.items()}
+        rows = [self.ranks.gathered(np.array(side)) for side in (x, y)]
+        new = revived(held, rows[0], rows[1], self.config, self.widths, moment, dead, seed=self.n_done)
+        self.params = self._placed(new)
+        mask = np.zeros(len(self.silent_rows), bool)
+        mask[dead] = True
+        self.adam.forget(mx.array(mask) if self.on_device else mask)
         self.silent_rows[dead] = 0
 
     def finished(self, kind: type[Dictionary]) -> Any:
         """The dictionary that takes and gives raw activations."""
-        folded = fold({**self.params, "W_enc": encoder(self.params)}, self.inner, self.outer)
+        folded = fold(self.params, self.inner, self.outer)
         learned = surrogate(self.config, self.job.description.d_in).learned(self.params, self.threshold)
         description = replace(self.job.description, write_scales=self.outer.site_scales)
         rule = description.rule
@@ -131,13 +142,10 @@ class Trainer:
 
     def state(self) -> State:
         """All that the next steps depend on."""
-        kept = {"params": self.params, "first": {}, "second": {}}
-        for name in self.params:
-            moments = self._adam[name]
-            kept["first"][name], kept["second"][name] = moments["m"], moments["v"]
-        arrays = {f"{part}.{name}": array for part, group in kept.items() for name, array in group.items()}
+        kept = {"params": self.params, "first": self.adam.first, "second": self.adam.second}
+        arrays = {f"{part}.{name}": mx.array(array) for part, group in kept.items() for name, array in group.items()}
         for side, scaling in (("inner", self.inner), ("outer", self.outer)):
-            arrays |= {f"{side}.mean": scaling.mean, f"{side}.scale": scaling.scale}
+            arrays |= {f"{side}.mean": mx.array(scaling.mean), f"{side}.scale": mx.array(scaling.scale)}
         arrays["silent_rows"] = mx.array(self.silent_rows)
         scales = {"inner": self.inner.site_scales, "outer": self.outer.site_scales}
         mean = {"threshold": self.threshold, "n_thresholds": self.n_thresholds}
@@ -147,21 +155,22 @@ class Trainer:
         """Go on from what `state` gave."""
         arrays, values = state.arrays, state.values
         for side in ("inner", "outer"):
-            scales = tuple(values["site_scales"][side])
-            setattr(self, side, Scaling(arrays[f"{side}.mean"], arrays[f"{side}.scale"], scales))
-        self.params = {name: arrays[f"params.{name}"] for name in self.params}
-        for name in self.params:
-            self._adam[name] = {"m": arrays[f"first.{name}"], "v": arrays[f"second.{name}"]}
+            mean, scale = (np.array(arrays[f"{side}.{part}"]) for part in ("mean", "scale"))
+            setattr(self, side, Scaling(mean, scale, tuple(values["site_scales"][side])))
+        self.params, self.adam.first, self.adam.second = (
+            self._placed({name: arrays[f"{part}.{name}"] for name in self.params})
+            for part in ("params", "first", "second")
+        )
         self.n_done, self.threshold, self.n_thresholds = (values[k] for k in ("n_done", "threshold", "n_thresholds"))
-        self._adam["step"] = mx.array(self.n_done, mx.uint64)
+        self.adam.n_done = self.n_done
         self.silent_rows = np.array(arrays["silent_rows"])
 
 
-def _columns(rows: mx.array, where: Sequence[slice]) -> mx.array:
-    """The columns side by side; the rows themselves where these are all of them."""
-    if len(where) == 1 and where[0] == slice(0, rows.shape[1]):
-        return rows
-    return mx.concatenate([rows[:, part] for part in where], axis=1)
+def _columns(rows: Array, where: Sequence[slice]) -> Array:
+    """The columns side by side; a view of the rows where they stand so already."""
+    if all(a.stop == b.start for a, b in pairwise(where)):
+        return rows[:, where[0].start : where[-1].stop]
+    return module_of(rows).concatenate([rows[:, part] for part in where], axis=1)
 
 
 def train(
@@ -231,7 +240,7 @@ class _Run:
             (job.writes, d.write_sites, d.write_widths),
         ):
             if sample is None:  # stands there until a checkpoint is restored
-                zeros = mx.zeros(sum(widths))
+                zeros = np.zeros(sum(widths), np.float32)
                 scalings.append(Scaling(zeros, zeros + 1, (1.0,) * len(widths)))
             else:
                 part = np.concatenate([sample[:, s] for s in where], axis=1)

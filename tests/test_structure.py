@@ -19,7 +19,9 @@ errors
 backend
 settings
 sites
-metrics
+metrics threads distributed
+choose
+entries
 sparse
 sparsity
 identity
@@ -40,7 +42,7 @@ dataset
 recipe
 schedule surrogates
 losses scaling
-resample
+resample adam
 train
 evaluate
 features diffing report

@@ -8,7 +8,7 @@ import pytest
 
 from hubsae.dictionary import Dictionary, DictionaryConfig
 from hubsae.errors import ConfigError, DataError, HubsaeWarning
-from hubsae.losses import encoder
+from hubsae.losses import beside, encoder
 from hubsae.recipe import CrosscoderConfig, SAEConfig, TranscoderConfig
 from hubsae.rows import GivenRows
 from hubsae.scaling import Scaling
@@ -86,12 +86,34 @@ def test_the_same_seed_gives_the_same_weights():
     assert not mx.array_equal(one["W_enc"], other["W_enc"])
 
 
-def trainer_on(rows, config, n_features, n_steps, same=True) -> Trainer:
+def trainer_on(rows, config, n_features, n_steps, on_device=False) -> Trainer:
     d = rows.shape[1]
     scaling = Scaling.of(rows, HERE, (d,))
     where = (slice(0, d),)
     job = Job(description(d, n_features, config), config, where, where)
-    return Trainer(job, n_steps, len(rows), scaling, scaling)
+    return Trainer(job, n_steps, len(rows), scaling, scaling, on_device=on_device)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"k": 3},
+        {"k": 3, "sparsity": "batchtopk", "matryoshka": (0.25, 1.0)},
+        {"sparsity": "jumprelu"},
+        {"unit_norm": False},
+    ],
+    ids=str,
+)
+def test_accelerators_train_the_same(settings):
+    rows, _ = planted(6000)
+    config = SAEConfig(**settings, dead_after_rows=500, resample_dead_every=10)
+    here, there = (trainer_on(rows, config, 64, 40, on_device=placed) for placed in (False, True))
+    for batch in list(batches(rows, 100))[:40]:
+        one, other = here.step(batch), there.step(batch)
+        assert float(one["fvu"]) == pytest.approx(float(other["fvu"]), rel=2e-3)
+    assert np.array_equal(here.silent_rows, there.silent_rows)
+    for one, other in zip(here.finished(Dictionary).arrays().values(), there.finished(Dictionary).arrays().values()):
+        assert np.allclose(np.array(one), np.array(other), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("revival", ["nothing", "aux", "resampling"])
@@ -102,7 +124,7 @@ def test_dead_features_come_back_to_life_where_the_data_has_work_for_them(reviva
     config = chosen.updated(aux_coefficient=1 / 32 if revival == "aux" else 0.0, dead_after_rows=1000)
     config = config.updated(resample_dead_every=50 if revival == "resampling" else None)
     trainer = trainer_on(rows, config, 64, 300)
-    trainer.params["b_enc"] = mx.where(mx.arange(64) < 32, -1.0, 0.0)
+    trainer.params["b_enc"][:32] = -1.0
     for batch in list(batches(rows, 256, epochs=4))[:300]:
         trainer.step(batch)
     if revival == "nothing":
@@ -134,17 +156,15 @@ def test_the_folded_dictionary_on_raw_rows_is_the_trained_one_on_scaled_rows(spa
     for start in range(0, 3000, 25):
         trainer.step(mx.array(rows[start : start + 25]))
     dictionary = trainer.finished(Dictionary)
-    x, _ = trainer.rows(mx.array(rows[:200]))
-    assert np.mean(np.sum(np.square(np.array(x)), axis=1)) == pytest.approx(1, abs=0.2)
-    pre = x @ encoder(trainer.params) + trainer.params["b_enc"]
-    code = dictionary.rule(pre, surrogate(config, 24).learned(trainer.params, trainer.threshold))
-    y_hat = code @ trainer.params["W_dec"] + trainer.params["b_dec"]
-    if kind == "skip":
-        y_hat = y_hat + x @ trainer.params["W_skip"]
+    x, _ = trainer.rows(rows[:200])
+    assert np.mean(np.sum(np.square(x), axis=1)) == pytest.approx(1, abs=0.2)
+    pre = mx.array(x @ encoder(trainer.params).T + trainer.params["b_enc"])
+    code = np.array(dictionary.rule(pre, surrogate(config, 24).learned(trainer.params, trainer.threshold)))
+    y_hat = code @ trainer.params["W_dec"] + beside(trainer.params, x)
     raw = mx.array(rows[:200])
     agree = np.array((dictionary.encode(raw) > 0) == (code > 0)).all(axis=1)  # but for rounding at a threshold
     assert agree.mean() > 0.97
-    inside = np.array(y_hat / outer.scale + outer.mean)
+    inside = y_hat / outer.scale + outer.mean
     assert np.allclose(np.array(dictionary(raw))[agree], inside[agree], rtol=1e-4, atol=2e-3)
     assert dictionary.config.write_scales == outer.site_scales
 
@@ -155,7 +175,8 @@ def test_site_scales_and_weights_share_the_variance():
     sites, widths = (Site(0), Site(1)), (4, 8)
     for weights, share in ((None, 0.5), ((3.0, 1.0), 0.75)):
         scaling = Scaling.of(rows, sites, widths, weights)
-        scaled = np.array(scaling.apply(mx.array(rows)))
+        scaled = scaling.apply(rows)
+        assert np.allclose(np.array(scaling.on_device().apply(mx.array(rows))), scaled, atol=1e-6)
         assert np.square(scaled[:, :4]).sum(axis=1).mean() == pytest.approx(share, rel=1e-3)
         assert np.square(scaled).sum(axis=1).mean() == pytest.approx(1, rel=1e-3)
         assert np.abs(scaled.mean(axis=0)).max() < 1e-4

@@ -1,0 +1,47 @@
+"""NumPy and SciPy work on all cores: they release the interpreter while they compute. MLX is never touched there."""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+SMALL = 1 << 17  # operations below which handing work to other threads costs more than it saves
+
+
+@cache
+def n_threads() -> int:
+    """Cores that this process may use, at most OMP_NUM_THREADS where that is set, as for the BLAS."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(available, int(wanted))) if wanted.isdigit() else available
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(n_threads(), thread_name_prefix="hubsae")
+
+
+def spans(n: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most `size` that make up range(n)."""
+    return (slice(start, min(start + size, n)) for start in range(0, n, max(1, size)))
+
+
+def in_parts(n: int, cost: float, work: Callable[[slice], Any]) -> list[Any]:
+    """Results of `work` on consecutive slices of range(n), one a thread; all in one slice where `cost` is small."""
+    if n_threads() == 1 or cost < SMALL or n < 2:
+        return [work(slice(0, n))]
+    return list(_pool().map(work, spans(n, -(-n // n_threads()))))
+
+
+def in_shares(starts: np.ndarray, cost: float, work: Callable[[slice], Any]) -> list[Any]:
+    """As `in_parts` for items that begin at `starts` (n + 1,): slices of about as many entries each."""
+    n = len(starts) - 1
+    if n_threads() == 1 or cost < SMALL or n < 2:
+        return [work(slice(0, n))]
+    wanted = np.linspace(starts[0], starts[-1], n_threads() + 1)
+    cuts = np.unique(np.r_[0, np.searchsorted(starts, wanted[1:-1]), n])
+    return list(_pool().map(work, (slice(int(a), int(b)) for a, b in pairwise(cuts))))
