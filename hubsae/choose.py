@@ -77,16 +77,16 @@ def largest(pre: np.ndarray, k: int, bias: np.ndarray | None = None) -> Places:
     return _in_slices(pre, bias, lambda rows: _largest(rows, min(k, pre.shape[1])))
 
 
-def above(pre: np.ndarray, bound: Any, bias: np.ndarray | None = None, most: float = 1.0) -> Places | None:
-    """(n, F) -> the entries above `bound`, a number or (F,); None where more than the share `most` of them is.
+def share_above(pre: np.ndarray, bound: Any) -> float:
+    """What share of the entries of (n, F) is above `bound`, a number or (F,), by a sample of rows."""
+    return float(np.mean(pre[:: max(1, len(pre) // 32)] > bound))
+
+
+def above(pre: np.ndarray, bound: Any, bias: np.ndarray | None = None) -> Places:
+    """(n, F) -> the entries above `bound`, a number or (F,).
 
     `bias` (F,) is added to `pre`, in place, on the way.
     """
-    sample = pre[:: max(1, len(pre) // 32)]
-    if most < 1 and np.mean(sample + (0 if bias is None else bias) > bound) > most:
-        if bias is not None:
-            threads.in_parts(len(pre), pre.size, lambda part: np.add(pre[part], bias, out=pre[part]))
-        return None
     return _in_slices(pre, bias, lambda rows: _entries(rows, rows > bound))
 
 

@@ -11,7 +11,9 @@ import mlx.nn as nn
 import numpy as np
 from huggingface_hub import EvalResult
 
-from hubsae import identity, sparse, sparsity
+from hubsae import backend, identity, sparse, sparsity, threads
+from hubsae.choose import Places
+from hubsae.entries import Scratch, product
 from hubsae.errors import ArtifactError, ConfigError, DataError
 from hubsae.hub import Artifact, Source
 from hubsae.hub_client import library_version
@@ -245,15 +247,36 @@ class Dictionary(Artifact, nn.Module, tags=["mechanistic-interpretability"]):
         return self.encode_sparse(x).dense()
 
     def encode_sparse(self, x: mx.array) -> SparseCode:
-        """(..., d_in) raw activations -> indices and values (..., k) of the active features, largest first."""
-        return self.rule.sparse(self.pre_code(x), self._learned())
+        """(..., d_in) raw activations -> indices and values (..., k) of the active features, largest first.
+
+        Without gradients on a CPU; `dictionary.rule(dictionary.pre_code(x), ...)` and `dictionary(x)` have them.
+        """
+        if not backend.is_cpu():
+            return self.rule.sparse(self.pre_code(x), self._learned())
+        x = self._checked(x)
+        rows = sparse.as_numpy(x).reshape(-1, self.config.d_in)
+        found = [code.places for _, code in self._encode_slices(rows)]
+        empty = Places(np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32), self.n_features)
+        return SparseCode.of(Places.joined(found or [empty]), (*x.shape[:-1], self.n_features))
 
     def encode_slices(self, rows: np.ndarray) -> Iterator[tuple[slice, SparseCode]]:
         """(n, d_in) -> slices of the rows with their codes, each small enough that its pre-code stays under 256 MB."""
-        step = max(1, _SLICE_VALUES // self.n_features)
-        for start in range(0, len(rows), step):
-            part = slice(start, min(start + step, len(rows)))
+        if backend.is_cpu():
+            yield from self._encode_slices(rows)
+            return
+        for part in threads.spans(len(rows), _SLICE_VALUES // self.n_features):
             yield part, self.encode_sparse(mx.array(rows[part]))
+
+    def _encode_slices(self, rows: np.ndarray) -> Iterator[tuple[slice, SparseCode]]:
+        """`encode_slices` by NumPy, on all cores of a CPU."""
+        W_enc, b_enc = sparse.as_numpy(self.W_enc), sparse.as_numpy(self.b_enc)
+        learned = {name: sparse.as_numpy(array) for name, array in self._learned().items()}
+        scratch = Scratch()
+        for part in threads.spans(len(rows), _SLICE_VALUES // self.n_features):
+            with threads.alone():
+                places = self.rule.places(product(rows[part], W_enc, scratch), b_enc, learned)
+            scratch.free()
+            yield part, SparseCode.of(places, (places.n, self.n_features))
 
     def decode(self, code: mx.array | SparseCode, x: mx.array | None = None) -> mx.array:
         """(..., F) code, dense or sparse -> (..., d_out) raw activations; a skip connection needs what was read, x."""

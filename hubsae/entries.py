@@ -32,10 +32,23 @@ def module_of(array: Array) -> Any:
     return mx if isinstance(array, mx.array) else np
 
 
+def product(a: Array, b: Array, scratch: "Scratch | None" = None) -> Array:
+    """a (n, m) times b (m, p); in memory of `scratch` where NumPy computes it."""
+    if isinstance(a, mx.array):
+        return a @ b
+    shape = (a.shape[0], b.shape[1])
+    if scratch is None or a.dtype != np.float32:
+        return threads.product(a, b, np.empty(shape, a.dtype))
+    return threads.product(a, b, scratch.array(shape))
+
+
 class Entries(Protocol):
     """Entries of a matrix (n, F); `values` stand there, and other values can take their places."""
 
     values: Array
+
+    @property
+    def n_features(self) -> int: ...
 
     def holding(self, values: Array) -> Self:
         """The same places with other values."""
@@ -53,8 +66,8 @@ class Entries(Protocol):
         """`onto` (n, d) plus the matrix times W (F, d); NumPy adds in place."""
         ...
 
-    def transposed_times(self, rows: Array) -> Array:
-        """The transposed matrix times rows (n, d) -> (F, d)."""
+    def transposed_times(self, rows: Array, out: Array | None = None) -> Array:
+        """The transposed matrix times rows (n, d) -> (F, d), in `out` if it is given; that is for NumPy."""
         ...
 
     def dots(self, rows: Array, W: Array) -> Array:
@@ -78,6 +91,10 @@ class Ragged:
 
     def holding(self, values: np.ndarray) -> "Ragged":
         return Ragged(self._places, values)
+
+    @property
+    def n_features(self) -> int:
+        return self._places.n_features
 
     def where(self, kept: np.ndarray) -> "Ragged":
         """Only the entries where `kept` is true."""
@@ -107,9 +124,10 @@ class Ragged:
         _add_product(p.starts, p.indices, self.values, np.ascontiguousarray(W), onto)
         return onto
 
-    def transposed_times(self, rows: np.ndarray) -> np.ndarray:
+    def transposed_times(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         turned = self._places.by_feature
-        out = np.zeros((self._places.n_features, rows.shape[1]), rows.dtype)
+        out = np.empty((self._places.n_features, rows.shape[1]), rows.dtype) if out is None else out
+        threads.in_parts(len(out), out.size, lambda part: out[part].fill(0))
         _add_product(turned.indptr, turned.indices, self.values[turned.data], np.ascontiguousarray(rows), out)
         return out
 
@@ -184,22 +202,22 @@ class Fixed:
     """k entries in each row; MLX."""
 
     def __init__(self, indices: mx.array, values: mx.array, n_features: int):
-        self._indices, self.values, self._n_features = indices, values, n_features
+        self._indices, self.values, self.n_features = indices, values, n_features
 
     def holding(self, values: mx.array) -> "Fixed":
-        return Fixed(self._indices, values, self._n_features)
+        return Fixed(self._indices, values, self.n_features)
 
     @classmethod
     def stacked(cls, parts: "Sequence[Fixed]") -> "Fixed":
         """The rows of all parts, one after the other."""
         indices, values = (mx.concatenate([getattr(p, name) for p in parts]) for name in ("_indices", "values"))
-        return cls(indices, values, parts[0]._n_features)
+        return cls(indices, values, parts[0].n_features)
 
     def at(self, per_feature: mx.array) -> mx.array:
         return mx.take(per_feature, self._indices)
 
     def per_feature(self) -> mx.array:
-        return mx.zeros(self._n_features, self.values.dtype).at[self._indices.reshape(-1)].add(self.values.reshape(-1))
+        return mx.zeros(self.n_features, self.values.dtype).at[self._indices.reshape(-1)].add(self.values.reshape(-1))
 
     def _slices(self, d: int) -> list[slice]:
         n, k = self._indices.shape
@@ -209,12 +227,12 @@ class Fixed:
         parts = [(self.values[s, None, :] @ W[self._indices[s]])[:, 0] for s in self._slices(W.shape[1])]
         return onto + mx.concatenate(parts)
 
-    def transposed_times(self, rows: mx.array) -> mx.array:
-        out = mx.zeros((self._n_features, rows.shape[1]), rows.dtype)
+    def transposed_times(self, rows: mx.array, out: Array | None = None) -> mx.array:
+        total = mx.zeros((self.n_features, rows.shape[1]), rows.dtype)
         for s in self._slices(rows.shape[1]):
             spread = self.values[s][..., None] * rows[s][:, None, :]
-            out = out.at[self._indices[s].reshape(-1)].add(spread.reshape(-1, rows.shape[1]))
-        return out
+            total = total.at[self._indices[s].reshape(-1)].add(spread.reshape(-1, rows.shape[1]))
+        return total
 
     def dots(self, rows: mx.array, W: mx.array) -> mx.array:
         parts = [(W[self._indices[s]] @ rows[s][..., None])[..., 0] for s in self._slices(W.shape[1])]
@@ -238,6 +256,10 @@ class Dense:
     def __init__(self, values: Array, window: slice | None = None):
         self.values, self._window = values, window or slice(0, values.shape[1])
 
+    @property
+    def n_features(self) -> int:
+        return self.values.shape[1]
+
     def holding(self, values: Array) -> "Dense":
         return Dense(values, self._window)
 
@@ -248,13 +270,13 @@ class Dense:
         return self.values.sum(axis=0)
 
     def times(self, W: Array, onto: Array) -> Array:
-        return onto + self.values[:, self._window] @ W[self._window]
+        return onto + product(self.values[:, self._window], W[self._window])
 
-    def transposed_times(self, rows: Array) -> Array:
-        return self._at_window(self.values[:, self._window].T @ rows, axis=0)
+    def transposed_times(self, rows: Array, out: Array | None = None) -> Array:
+        return self._at_window(product(self.values[:, self._window].T, rows), axis=0)
 
     def dots(self, rows: Array, W: Array) -> Array:
-        return self._at_window(rows @ W[self._window].T, axis=1)
+        return self._at_window(product(rows, W[self._window].T), axis=1)
 
     def split(self, stops: Sequence[int]) -> list["Dense"]:
         return [Dense(self.values, slice(a, b)) for a, b in pairwise((0, *stops))]
@@ -282,23 +304,21 @@ def stacked(parts: Sequence[Any]) -> Any:
 
 
 class Scratch:
-    """Memory for pre-codes that is used again in every step, since asking for it anew costs more than filling it."""
+    """Memory that is used again in every step, since asking for much of it anew costs more than filling it."""
 
     def __init__(self):
         self._free: list[np.ndarray] = []
         self._given: list[np.ndarray] = []
 
-    def product(self, x: Array, W: Array) -> Array:
-        """x (n, d) times W (d, F), to be used until `free` is called."""
-        if isinstance(x, mx.array):
-            return x @ W
-        size = len(x) * W.shape[1]
-        memory = self._free.pop() if self._free else np.empty(0, x.dtype)
-        if memory.size < size or memory.dtype != x.dtype:
-            memory = np.empty(size, x.dtype)
+    def array(self, shape: tuple[int, int]) -> np.ndarray:
+        """An fp32 array of any content, to be used until `free` is called."""
+        size = shape[0] * shape[1]
+        fitting = [i for i, memory in enumerate(self._free) if memory.size >= size]
+        smallest = min(fitting, key=lambda i: self._free[i].size, default=None)
+        memory = np.empty(size, np.float32) if smallest is None else self._free.pop(smallest)
         self._given.append(memory)
-        return np.matmul(x, W, out=memory[:size].reshape(len(x), -1))
+        return memory[:size].reshape(shape)
 
     def free(self) -> None:
-        """Say that the products are not used any more."""
+        """Say that the arrays are not used any more."""
         self._free, self._given = self._free + self._given, []

@@ -14,13 +14,13 @@ import numpy as np
 
 from hubsae import sparse, threads
 from hubsae.distributed import ALONE, Ranks
-from hubsae.entries import Array, Entries, Ragged, Scratch, module_of, stacked
+from hubsae.entries import Array, Entries, Ragged, Scratch, module_of, product, stacked
 from hubsae.recipe import SAEConfig
 from hubsae.sites import ranges
 from hubsae.surrogates import Params, Surrogate, surrogate
 
 _PRE_VALUES = 1 << 26
-_AUX_SHARE = 1 / 20  # of the encoder's work, that each product of AuxK may cost
+_AUX_SHARE = 1 / 30  # of the encoder's work, that each product of AuxK may cost
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def losses(
     `widths` are those of the written sites. Gated dictionaries add the error of the gate's own code under a constant
     decoder (Rajamanoharan et al. 2024, eq. 8). Several `ranks` each bring their rows of the batch and get the sums.
     """
+    scratch = scratch or Scratch()
     xp, rule, n = module_of(x), surrogate(config, x.shape[1]), ranks.total(len(x))
     entries = chosen(params, x, rule, moment.k, n, ranks, scratch)
     code = entries.holding(rule.code(entries, params))
@@ -76,7 +77,7 @@ def losses(
     weight, pulls = 2 / (n * len(parts)), list(accumulate(reversed(errors)))[::-1]  # a part is in all later errors too
     by_code = weight * code.joined(moment.prefixes, [p.dots(e, W_dec) for p, e in zip(parts, pulls, strict=True)])
     grads = {
-        "W_dec": _sum([p.holding(weight * p.values).transposed_times(e) for p, e in zip(parts, pulls, strict=True)])
+        "W_dec": _sum([_turned(p.holding(weight * p.values), e, scratch) for p, e in zip(parts, pulls, strict=True)])
     }
     grads["b_dec"] = weight * pulls[0].sum(axis=0)
     if "W_skip" in params:
@@ -101,7 +102,7 @@ def losses(
     by_pre = entries.holding(by_pre + through)
     for name, g in more.items():
         own[name] = own[name] + g if name in own else g
-    grads |= {"W_in": by_pre.transposed_times(x), "b_enc": by_pre.per_feature() + own.pop("b_enc", 0.0), **own}
+    grads |= {"W_in": _turned(by_pre, x, scratch), "b_enc": by_pre.per_feature() + own.pop("b_enc", 0.0), **own}
     if moment.dead is not None:
         total = total + _add_aux(grads, params, x, errors[-1], config, moment.dead, n, ranks)
     if "W_in" not in params:
@@ -121,7 +122,7 @@ def chosen(
     W_in, scratch, found = encoder(params), scratch or Scratch(), []
     scratch.free()
     for part in threads.spans(len(x), max(1, _PRE_VALUES // len(W_in))):
-        pre = scratch.product(x[part], W_in.T)
+        pre = product(x[part], W_in.T, scratch)
         found.append(rule.candidates(pre, params["b_enc"], params, k, n))
         if all(isinstance(part, Ragged) for part in found):
             scratch.free()  # all that counts is copied out
@@ -135,6 +136,12 @@ def beside(params: Params, x: Array) -> Array:
 
 def _squared(error: Array) -> Array:
     return (error * error).sum() if isinstance(error, mx.array) else np.vdot(error, error)
+
+
+def _turned(entries: Entries, rows: Array, scratch: Scratch) -> Array:
+    """The transposed matrix times rows; in memory of `scratch` where NumPy computes it."""
+    lent = isinstance(rows, np.ndarray) and rows.dtype == np.float32
+    return entries.transposed_times(rows, scratch.array((entries.n_features, rows.shape[1])) if lent else None)
 
 
 def _sum(arrays: list[Array]) -> Array:

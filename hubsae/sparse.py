@@ -1,49 +1,87 @@
 """Exact top-k and sparse codes: what few of many features are active, without building the dense matrix."""
 
-from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import scipy.sparse
+from scipy.sparse import csr_matrix
 
 from hubsae import backend
+from hubsae.choose import Places
+from hubsae.entries import Fixed, Ragged
 
 
-@dataclass(frozen=True)
 class SparseCode:
     """A batch of codes: `indices` (..., k) of features and their `values` (..., k), largest first.
 
     Where fewer than k features are active the rest have value 0; an index says nothing there.
     """
 
-    indices: mx.array
-    values: mx.array
-    n_features: int
+    def __init__(self, indices: mx.array, values: mx.array, n_features: int):
+        self._shape, self._padded, self._places = (*indices.shape[:-1], n_features), (indices, values), None
+
+    @classmethod
+    def of(cls, places: Places, shape: tuple[int, ...]) -> "SparseCode":
+        """The entries of a matrix whose rows stand in the leading dimensions of `shape` (..., F)."""
+        self = cls.__new__(cls)
+        self._shape, self._padded, self._places = shape, None, places
+        return self
+
+    @cached_property
+    def _arrays(self) -> tuple[mx.array, mx.array]:
+        if self._padded is not None:
+            return self._padded
+        indices, values = (mx.array(a).reshape(*self._shape[:-1], a.shape[1]) for a in self.places.padded())
+        return indices, values
+
+    @property
+    def indices(self) -> mx.array:
+        """(..., k)"""
+        return self._arrays[0]
+
+    @property
+    def values(self) -> mx.array:
+        """(..., k)"""
+        return self._arrays[1]
+
+    @property
+    def n_features(self) -> int:
+        return self._shape[-1]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the dense code, (..., F)."""
-        return (*self.indices.shape[:-1], self.n_features)
+        return self._shape
+
+    @cached_property
+    def places(self) -> Places:
+        """The entries that are not 0, of all rows one after the other, in NumPy."""
+        if self._places is not None:
+            return self._places
+        k = self.indices.shape[-1]
+        values = np.array(self.values.astype(mx.float32).reshape(-1, k))
+        kept, order = values != 0, np.argsort(np.array(self.indices.reshape(-1, k)), axis=1)
+        indices = np.take_along_axis(np.array(self.indices.reshape(-1, k)), order, axis=1)
+        values, kept = (np.take_along_axis(a, order, axis=1) for a in (values, kept))
+        starts = np.concatenate([[0], np.cumsum(kept.sum(axis=1))]).astype(np.int32)
+        return Places(starts, indices[kept].astype(np.int32), values[kept], self.n_features)
 
     def dense(self) -> mx.array:
         """(..., F)"""
+        if self._places is not None:
+            return mx.array(Ragged(self._places).dense(0.0)).reshape(self.shape)
         return mx.put_along_axis(mx.zeros(self.shape, self.values.dtype), self.indices, self.values, axis=-1)
 
     @cached_property
-    def csr(self) -> scipy.sparse.csr_matrix:
-        """(n, F) SciPy matrix over all rows, zeros dropped; views of the MLX memory where that is possible."""
-        k = self.indices.shape[-1]
-        values = np.array(self.values.astype(mx.float32).reshape(-1))
-        indices = np.array(self.indices.reshape(-1))
-        starts = np.arange(0, len(values) + 1, max(k, 1))
-        matrix = scipy.sparse.csr_matrix((values, indices, starts), shape=(len(starts) - 1, self.n_features))
-        matrix.eliminate_zeros()
-        return matrix
+    def csr(self) -> Any:
+        """(n, F) SciPy matrix over all rows, zeros dropped."""
+        p = self.places
+        return csr_matrix((p.values, p.indices, p.starts), shape=(p.n, p.n_features))
 
     def active_counts(self) -> np.ndarray:
         """(F,) in how many rows each feature is active."""
-        return np.bincount(self.csr.indices, minlength=self.n_features)
+        return np.bincount(self.places.indices, minlength=self.n_features)
 
 
 def top_k(pre: mx.array, k: int) -> tuple[mx.array, mx.array]:
@@ -85,13 +123,16 @@ def _arg_largest(values: mx.array, k: int) -> mx.array:
 
 def decode(code: SparseCode, W_dec: mx.array) -> mx.array:
     """Sparse code times W_dec (F, d) -> (..., d)."""
+    d = W_dec.shape[1]
     if backend.is_cpu():
-        product = code.csr @ np.array(W_dec.astype(mx.float32), copy=False)
-        return mx.array(product).astype(W_dec.dtype).reshape(*code.shape[:-1], W_dec.shape[1])
-    flat_indices, flat_values = (a.reshape(-1, a.shape[-1]) for a in (code.indices, code.values))
-    rows_at_once = max(1, (1 << 26) // (flat_indices.shape[1] * W_dec.shape[1]))
-    parts = [
-        (flat_values[i : i + rows_at_once, None, :] @ W_dec[flat_indices[i : i + rows_at_once]])[:, 0]
-        for i in range(0, len(flat_indices), rows_at_once)
-    ]
-    return mx.concatenate(parts).reshape(*code.shape[:-1], W_dec.shape[1])
+        places = code.places
+        product = Ragged(places).times(as_numpy(W_dec), np.zeros((places.n, d), np.float32))
+        return mx.array(product).astype(W_dec.dtype).reshape(*code.shape[:-1], d)
+    indices, values = (a.reshape(-1, a.shape[-1]) for a in (code.indices, code.values))
+    product = Fixed(indices, values, code.n_features).times(W_dec, mx.zeros(d, W_dec.dtype))
+    return product.reshape(*code.shape[:-1], d)
+
+
+def as_numpy(array: mx.array) -> np.ndarray:
+    """The same in fp32, without a copy where it is fp32 already; not to be written to."""
+    return np.array(array.astype(mx.float32), copy=None)

@@ -7,7 +7,8 @@ from typing import ClassVar
 import mlx.core as mx
 import numpy as np
 
-from hubsae import sparse
+from hubsae import choose, sparse
+from hubsae.choose import Places
 from hubsae.errors import ConfigError
 from hubsae.sparse import SparseCode
 
@@ -30,6 +31,10 @@ class Sparsity:
         code = self(pre, learned)
         widest = int(np.array(mx.max(mx.sum(code > 0, axis=-1)))) if code.size else 0
         return SparseCode(*sparse.top_k(code, max(widest, 1)), pre.shape[-1])
+
+    def places(self, pre: np.ndarray, bias: np.ndarray, learned: Mapping[str, np.ndarray]) -> Places:
+        """(n, F) pre-code without its bias (F,) -> the entries of the code that are not 0; writes to `pre`. On CPUs."""
+        raise NotImplementedError(f"{type(self).__name__} has to find the entries of a code")
 
     def check(self, n_features: int) -> None:
         """Raise `ConfigError` where this rule cannot work with so many features."""
@@ -66,6 +71,9 @@ class TopK(Sparsity):
     def check(self, n_features: int) -> None:
         _check_room(self.k, n_features)
 
+    def places(self, pre: np.ndarray, bias: np.ndarray, learned: Mapping[str, np.ndarray]) -> Places:
+        return choose.largest(pre, self.k, bias)
+
     def sparse(self, pre: mx.array, learned: Learned = _NOTHING) -> SparseCode:
         indices, values = sparse.top_k(pre, self.k)
         return SparseCode(indices, mx.maximum(values, 0), pre.shape[-1])
@@ -81,6 +89,9 @@ class ReLU(Sparsity):
 
     name: ClassVar[str] = "relu"
 
+    def places(self, pre: np.ndarray, bias: np.ndarray, learned: Mapping[str, np.ndarray]) -> Places:
+        return choose.above(pre, 0.0, bias)
+
     def __call__(self, pre: mx.array, learned: Learned = _NOTHING) -> mx.array:
         return mx.maximum(pre, 0)
 
@@ -90,6 +101,9 @@ class _AboveThreshold(Sparsity):
 
     def __call__(self, pre: mx.array, learned: Learned = _NOTHING) -> mx.array:
         return mx.where(pre > learned["threshold"], mx.maximum(pre, 0), 0)
+
+    def places(self, pre: np.ndarray, bias: np.ndarray, learned: Mapping[str, np.ndarray]) -> Places:
+        return choose.above(pre, np.maximum(learned["threshold"], 0), bias)
 
     def in_units(self, learned: Learned, factor: float) -> dict[str, mx.array]:
         return {"threshold": learned["threshold"] * factor}
@@ -139,6 +153,11 @@ class Gated(Sparsity):
     def __call__(self, pre: mx.array, learned: Learned = _NOTHING) -> mx.array:
         magnitude = mx.maximum(pre * learned["gate_scale"] + learned["gate_shift"], 0)
         return mx.where(pre > 0, magnitude, 0)
+
+    def places(self, pre: np.ndarray, bias: np.ndarray, learned: Mapping[str, np.ndarray]) -> Places:
+        found = choose.above(pre, 0.0, bias)
+        magnitude = found.values * learned["gate_scale"][found.indices] + learned["gate_shift"][found.indices]
+        return Places(found.starts, found.indices, magnitude, found.n_features).where(magnitude > 0)
 
     def array_shapes(self, n_features: int) -> dict[str, tuple[int, ...]]:
         return {"gate_scale": (n_features,), "gate_shift": (n_features,)}

@@ -55,8 +55,10 @@ class Surrogate:
         """Pre-code of some rows without its bias (F,) -> entries that can matter in a batch of n; may change `pre`."""
         if module_of(pre) is mx:
             return Dense(pre + bias)
-        places = choose.above(pre, self.bound(params), bias, most=_SPARSE_ENOUGH)
-        return Dense(pre) if places is None else Ragged(places)
+        bound = self.bound(params)
+        if choose.share_above(pre, bound - bias) > _SPARSE_ENOUGH:
+            return Dense(np.add(pre, bias, out=pre))
+        return Ragged(choose.above(pre, bound, bias))
 
     def settled(self, entries: Any, k: int, n: int, ranks: Ranks) -> Entries:
         """Those of the candidates of a whole batch of n rows that count."""

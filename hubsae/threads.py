@@ -1,13 +1,19 @@
-"""NumPy and SciPy work on all cores: they release the interpreter while they compute. MLX is never touched there."""
+"""NumPy and SciPy work on all cores: they release the interpreter while they compute. MLX is never touched there.
+
+OpenBLAS, which NumPy's wheels bring, keeps its own threads spinning after every product, and they take the cores from
+all work between products. `alone` gives it one thread for that long, and `product` shares a product out instead.
+"""
 
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 SMALL = 1 << 17  # operations below which handing work to other threads costs more than it saves
 
@@ -28,6 +34,26 @@ def _pool() -> ThreadPoolExecutor:
 def spans(n: int, size: int) -> Iterator[slice]:
     """Consecutive slices of at most `size` that make up range(n)."""
     return (slice(start, min(start + size, n)) for start in range(0, n, max(1, size)))
+
+
+@cache
+def _openblas() -> Any:
+    return ThreadpoolController().select(internal_api="openblas")
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """While this is open OpenBLAS has one thread, so that ours have the cores."""
+    with _openblas().limit(limits=1):
+        yield
+
+
+def product(x: np.ndarray, W: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """x (n, d) times W (d, F), written to `out` (n, F); the threads share the rows."""
+    if _openblas().lib_controllers:
+        in_parts(len(x), out.size * x.shape[1] / 8, lambda part: np.matmul(x[part], W, out=out[part]))
+        return out
+    return np.matmul(x, W, out=out)  # another BLAS knows how to share its cores
 
 
 def in_parts(n: int, cost: float, work: Callable[[slice], Any]) -> list[Any]:

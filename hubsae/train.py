@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from hubsae import backend
+from hubsae import backend, threads
 from hubsae.adam import Adam
 from hubsae.checkpoint import Checkpoints, State
 from hubsae.dictionary import Dictionary, DictionaryConfig
@@ -98,7 +98,10 @@ class Trainer:
 
     def step(self, batch: Array) -> dict[str, Array]:
         """One update by this process's rows of a batch; returns the batch's numbers, evaluated."""
-        x, y = self.rows(batch)
+        with threads.alone():
+            return self._step(*self.rows(batch))
+
+    def _step(self, x: Array, y: Array) -> dict[str, Array]:
         at, now = self.schedule, self.n_done
         dead = self.dead if self.config.aux_coefficient else self.dead[:0]
         moment = Moment(at.k(now), at.penalty(now), at.prefixes(now), dead if len(dead) else None)

@@ -112,8 +112,8 @@ def test_accelerators_train_the_same(settings):
         one, other = here.step(batch), there.step(batch)
         assert float(one["fvu"]) == pytest.approx(float(other["fvu"]), rel=2e-3)
     assert np.array_equal(here.silent_rows, there.silent_rows)
-    for one, other in zip(here.finished(Dictionary).arrays().values(), there.finished(Dictionary).arrays().values()):
-        assert np.allclose(np.array(one), np.array(other), rtol=1e-2, atol=1e-2)
+    one, other = (trainer.finished(Dictionary).arrays() for trainer in (here, there))
+    assert all(np.allclose(np.array(one[name]), np.array(other[name]), rtol=1e-2, atol=1e-2) for name in one)
 
 
 @pytest.mark.parametrize("revival", ["nothing", "aux", "resampling"])
