@@ -1,6 +1,7 @@
 """Rows on disk: safetensors shards with a manifest that says of which model, texts and options they are."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from hubsae.distributed import ranks
 from hubsae.errors import DataError
 from hubsae.identity import BaseModel
 from hubsae.sites import Site
@@ -24,6 +26,7 @@ class ActivationCache:
     """A folder of shards, each with the rows of a run of chunks.
 
     A shard is written whole before the manifest names it, so a harvest that was stopped goes on after the last one.
+    Of several processes the first one writes; all have to see the folder.
     """
 
     def __init__(
@@ -41,6 +44,19 @@ class ActivationCache:
 
     def _open(self) -> dict:
         """The manifest, empty for a new folder; `DataError` if it belongs to something else."""
+        others = ranks()
+        if others.size == 1:
+            return self._manifest()
+        found = self._manifest() if others.first else {}
+        others.total(0)  # the others wait until it is there
+        found = found or self._manifest()
+        if not others.agree(json.dumps(found, sort_keys=True)):
+            raise DataError(
+                f"{self.folder}: the processes find different things there; give a folder that all of them see"
+            )
+        return found
+
+    def _manifest(self) -> dict:
         path = self.folder / MANIFEST
         if not path.is_file():
             if self.folder.is_dir() and any(self.folder.iterdir()):
@@ -104,12 +120,16 @@ class ActivationCache:
         name = f"rows-{number:05d}.safetensors"
         shard = {"file": name, "n_rows": len(rows), "n_chunks": len(group), "chunks_sha256": _digest(group)}
         shard["rows_sha256"] = _rows_digest(rows)
+        if not ranks().first:
+            return shard
         with staged(self.folder.absolute()) as stage:
             write_arrays(stage / name, {"rows": mx.array(rows)}, {"format": "mlx", "library": "hubsae"})
         self._save({**manifest, "shards": [*manifest["shards"], shard]})
         return shard
 
     def _save(self, manifest: dict) -> None:
+        if not ranks().first:
+            return
         with staged(self.folder.absolute()) as stage:
             write_json(stage / MANIFEST, manifest)
 

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from hubsae import anchors, tokens
+from hubsae.distributed import ALONE, Ranks
 from hubsae.errors import DataError, SiteError
 from hubsae.lm import LanguageModel, padded
 from hubsae.sites import Site, columns
@@ -64,12 +65,23 @@ def read_chunks(models: Models, texts: Any, config: TokenConfig) -> Iterator[Chu
     return anchors.paired_chunks(stream, [model.tokenizer for model in models], config, contexts)
 
 
-def harvest(models: Models, sites: Sequence[Site], group: Sequence[Chunk]) -> Block:
+def harvest(models: Models, sites: Sequence[Site], group: Sequence[Chunk], ranks: Ranks = ALONE) -> Block:
     """The rows of a group of chunks: sites side by side, fp32. Chunks of similar length share a pass.
 
+    Several `ranks`, all with the same group, read a part of it each, and get all rows in the order that one would give.
     Raises `DataError` with the place of the first value that is not finite.
     """
     models = as_models(models)
+    if ranks.size > 1:
+        order = _by_length(group)
+        mine = order[ranks.rank :: ranks.size]
+        block = harvest(models, sites, [group[i] for i in mine])
+        rows, chunk, position = map(
+            ranks.gathered, (block.rows, np.asarray(mine, np.int32)[block.chunk], block.position)
+        )
+        place = np.argsort(order).astype(np.int32)[chunk] if len(models) == 1 else chunk
+        order = np.lexsort((position, place))
+        return Block(rows[order], chunk[order], position[order])
     if len(models) == 1:
         return _harvest(models[0], sites, group)
     where = columns(sites, [width(models, site) for site in sites])
@@ -93,7 +105,7 @@ def harvest(models: Models, sites: Sequence[Site], group: Sequence[Chunk]) -> Bl
 
 def _harvest(model: LanguageModel, sites: Sequence[Site], group: Sequence[Chunk]) -> Block:
     """`harvest` of one model; chunks come in the order of their lengths."""
-    order = sorted(range(len(group)), key=lambda i: len(group[i].ids))
+    order = _by_length(group)
     parts: list[np.ndarray] = []
     chunk_of: list[np.ndarray] = []
     position_of: list[np.ndarray] = []
@@ -123,6 +135,10 @@ def _harvest(model: LanguageModel, sites: Sequence[Site], group: Sequence[Chunk]
     block = Block(rows, np.concatenate(chunk_of or empty), np.concatenate(position_of or empty))
     _check_finite(model, sites, group, block)
     return block
+
+
+def _by_length(group: Sequence[Chunk]) -> list[int]:
+    return sorted(range(len(group)), key=lambda i: len(group[i].ids))
 
 
 def _batches(order: list[int], lengths: list[int]) -> Iterator[list[int]]:

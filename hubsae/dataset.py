@@ -14,6 +14,7 @@ from hubsae import tokens as _tokens
 from hubsae.activation_cache import ActivationCache, probe, same_probe
 from hubsae.activations import Models, as_models, harvest, read_chunks, site_product, width
 from hubsae.curation import Curation, chosen, distinct
+from hubsae.distributed import ranks
 from hubsae.errors import ConfigError, DataError, warn
 from hubsae.lm import LanguageModel
 from hubsae.rows import ShuffledRows
@@ -226,11 +227,14 @@ class ActivationDataset:
             return self._cache(self._cache_dir).all_blocks(skip)
         stream = self._training_chunks()
         if self._cache_dir is not None:
-            return self._cache(self._cache_dir).blocks(stream, lambda g: harvest(self.models, self.sites, g).rows, skip)
+            return self._cache(self._cache_dir).blocks(stream, self._harvested, skip)
         grouped = _tokens.groups(stream, sum(self.widths))
         for _ in islice(grouped, skip):
             pass
-        return (harvest(self.models, self.sites, group).rows for group in grouped)
+        return map(self._harvested, grouped)
+
+    def _harvested(self, group: list[Chunk]) -> np.ndarray:
+        return harvest(self.models, self.sites, group, ranks()).rows
 
     def _cache(self, folder: Path) -> ActivationCache:
         identities = [model.identity for model in self.models]

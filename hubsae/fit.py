@@ -13,6 +13,7 @@ from hubsae.activations import as_models, width
 from hubsae.checkpoint import Checkpoints
 from hubsae.dataset import ActivationDataset
 from hubsae.dictionary import Dictionary, DictionaryConfig
+from hubsae.distributed import ranks
 from hubsae.errors import ConfigError, DataError, warn
 from hubsae.hub import check_target
 from hubsae.hub_client import library_version
@@ -94,6 +95,7 @@ def fit(
     """Train, judge and save every dictionary; nothing long is done before all that can be checked is known to work."""
     models = as_models(models)
     check_report(run.report_to)
+    first = ranks().first  # of several processes: it reports and writes
     targets = _targets(all_wanted, run)
     _check_folders(all_wanted[0].config, run)
     data = _data(models, all_wanted, dataset, run)
@@ -106,7 +108,9 @@ def fit(
     rows = data.rows(config.batch_for(data.n_rows * config.num_epochs), seed=config.seed, epochs=config.num_epochs)
     settings = {w.name: asdict(w.config) for w in all_wanted}
     settings = next(iter(settings.values())) if len(settings) == 1 else settings
-    with Reports(run.report_to, [w.name for w in all_wanted], settings, run.progress) as report:
+    with Reports(
+        run.report_to if first else None, [w.name for w in all_wanted], settings, run.progress and first
+    ) as report:
         found = train_jobs(jobs, rows, kinds=[kind] * len(jobs), progress=report, checkpoints=checkpoints)
     name = run.dataset_name or _dataset_name(dataset)
     curated = {"curation": asdict(data.curation)} if data.curation else {}
@@ -116,11 +120,11 @@ def fit(
             "data": {"name": name, "epochs": w.config.num_epochs, **data.describe(), **curated},
             "environment": _environment(),
         }
-        if target is not None:
+        if target is not None and first:
             dictionary.save(target)  # kept, whatever happens while it is judged
     for dictionary, target in zip(found, targets, strict=True):
         judged = data.held_out_share and _judge(dictionary, models, data, name, _hub_id(run.dataset_name))
-        if judged and target is not None:
+        if judged and target is not None and first:
             dictionary.save(target)
     return found
 
@@ -131,7 +135,7 @@ def _targets(all_wanted: Sequence[Wanted], run: Run) -> list[Path | None]:
         return [None] * len(all_wanted)
     root = Path(run.save_path)
     targets = [root / w.name for w in all_wanted] if len(all_wanted) > 1 else [root]
-    for target in targets:
+    for target in targets if ranks().first else ():
         check_target(target)
     return list(targets)
 

@@ -111,7 +111,7 @@ def losses(
     active = code.values > 0
     fired = ranks.sum(code.holding(active.astype(x.dtype)).per_feature()) > 0
     numbers = ranks.sum(xp.stack([total, squares[-1], active.sum() / n]))
-    threshold = rule.threshold(code.values)
+    threshold = ranks.least(xp.array(rule.threshold(code.values)))
     return Losses(numbers[0], numbers[1], numbers[2], fired, threshold, n), grads
 
 

@@ -13,7 +13,7 @@ from hubsae import backend, threads
 from hubsae.adam import Adam
 from hubsae.checkpoint import Checkpoints, State
 from hubsae.dictionary import Dictionary, DictionaryConfig
-from hubsae.distributed import ALONE, Ranks
+from hubsae.distributed import ranks
 from hubsae.entries import Array, Scratch, module_of
 from hubsae.errors import DataError, warn
 from hubsae.losses import Moment, initial, losses
@@ -64,10 +64,9 @@ class Trainer:
         inner: Scaling,
         outer: Scaling,
         *,
-        ranks: Ranks = ALONE,
         on_device: bool | None = None,
     ):
-        self.job, self.config, self.ranks = job, job.config, ranks
+        self.job, self.config, self.ranks = job, job.config, ranks()
         self.on_device = not backend.is_cpu() if on_device is None else on_device
         self.inner, self.outer = inner, outer
         d = job.description
@@ -90,14 +89,15 @@ class Trainer:
         return np.flatnonzero(self.silent_rows >= self.dead_after)
 
     def rows(self, batch: Array) -> tuple[Array, Array]:
-        """(b, columns of all jobs) raw rows -> x (b, d_in) and y (b, d_out), scaled."""
+        """(b, columns of all jobs) raw rows -> this process's x (b, d_in) and y (b, d_out), scaled."""
+        batch = batch[self.ranks.share(len(batch))]
         batch = mx.array(batch) if self.on_device else np.array(batch, copy=None)
         inner, outer = (s.on_device() if self.on_device else s for s in (self.inner, self.outer))
         x = inner.apply(_columns(batch, self.job.reads))
         return x, x if self.job.same else outer.apply(_columns(batch, self.job.writes))
 
     def step(self, batch: Array) -> dict[str, Array]:
-        """One update by this process's rows of a batch; returns the batch's numbers, evaluated."""
+        """One update by a batch, which is the same in all processes; returns the batch's numbers, evaluated."""
         with threads.alone():
             return self._step(*self.rows(batch))
 
@@ -229,6 +229,8 @@ class _Run:
             replace(job.config, num_epochs=1, batch_size=self.batch_size).steps_for(rows.n_rows) for job in jobs
         )
         found = checkpoints.newest() if checkpoints else None
+        if not ranks().agree(str(found[0].values["seen"] if found else None)):
+            raise DataError("the processes find different checkpoints; give a checkpoint_dir that all of them see")
         sample = None if found else rows.sample(_SAMPLE_ROWS)
         self.trainers = [self._trainer(job, sample) for job in jobs]
         if found:
@@ -300,7 +302,8 @@ class _Run:
         values = {"seen": self.seen, "logs": self.logs, "seconds": time.time() - self.started}
         states = {f"job{i}": trainer.state() for i, trainer in enumerate(self.trainers)}
         done = self.step >= self.n_steps
-        self.checkpoints.keep(self.step, State(values, {}), {**states, "rows": self.rows.state(whole=not done)})
+        if ranks().first:
+            self.checkpoints.keep(self.step, State(values, {}), {**states, "rows": self.rows.state(whole=not done)})
         self.kept_at = self.step
 
     def _restore(self, found: tuple[State, dict[str, State]]) -> None:
