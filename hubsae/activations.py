@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from hubsae import anchors, tokens
+from hubsae import anchors, tokens, vectorised
 from hubsae.distributed import ALONE, Ranks
 from hubsae.errors import DataError, SiteError
 from hubsae.lm import LanguageModel, padded
@@ -105,6 +105,13 @@ def harvest(models: Models, sites: Sequence[Site], group: Sequence[Chunk], ranks
 
 def _harvest(model: LanguageModel, sites: Sequence[Site], group: Sequence[Chunk]) -> Block:
     """`harvest` of one model; chunks come in the order of their lengths."""
+    with vectorised.exponentials():
+        block = _read(model, sites, group)
+    _check_finite(model, sites, group, block)
+    return block
+
+
+def _read(model: LanguageModel, sites: Sequence[Site], group: Sequence[Chunk]) -> Block:
     order = _by_length(group)
     parts: list[np.ndarray] = []
     chunk_of: list[np.ndarray] = []
@@ -132,9 +139,7 @@ def _harvest(model: LanguageModel, sites: Sequence[Site], group: Sequence[Chunk]
     n_columns = sum(model.width(site) for site in sites)
     rows = np.concatenate(parts) if parts else np.zeros((0, n_columns), np.float32)
     empty = [np.zeros(0, np.int32)]
-    block = Block(rows, np.concatenate(chunk_of or empty), np.concatenate(position_of or empty))
-    _check_finite(model, sites, group, block)
-    return block
+    return Block(rows, np.concatenate(chunk_of or empty), np.concatenate(position_of or empty))
 
 
 def _by_length(group: Sequence[Chunk]) -> list[int]:

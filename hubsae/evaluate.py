@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from hubsae import metrics, tokens
+from hubsae import metrics, tokens, vectorised
 from hubsae.activations import Models, as_models, harvest, read_chunks, width
 from hubsae.dictionary import Dictionary
 from hubsae.errors import DataError
@@ -129,7 +129,8 @@ def evaluate_chunks(
     models = as_models(model)
     fidelity, per_document = _fidelity(dictionary, models, chunks)
     spliced = list(tokens.take_rows(chunks, max_spliced_rows))
-    per_model = _behaviour(dictionary, models, spliced, fidelity.moments.mean)
+    with vectorised.exponentials():
+        per_model = _behaviour(dictionary, models, spliced, fidelity.moments.mean)
     sums = per_model.sum(axis=0)
     total = sums.sum(axis=0)
     intervals = {

@@ -20,7 +20,7 @@ backend
 settings
 sites
 metrics threads distributed
-choose
+vectorised choose
 entries
 sparse
 sparsity

@@ -1,0 +1,225 @@
+"""NumPy's exponentials in the place of MLX's while a language model is read on an x86 processor.
+
+MLX computes exp, tanh and what is made of them one number at a time there, 20 to 30 times slower than NumPy, and most
+of the time of a small model goes into them. `exponentials` puts functions of the same meaning in their place for as
+long as it is open. They evaluate what they are given, so it is for passes whose results are wanted at once, and no
+gradient goes through them: what takes one is refused meanwhile.
+"""
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from hubsae import backend, threads
+from hubsae.errors import BackendError
+
+_ROWS = 128  # of queries at once, so that their scores stay in the cache
+_SLICE_VALUES = 1 << 15
+_ERF_SCALE, _ERF_SERIES = 0.3275911, (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
+_GELU_SLOPE, _GELU_CUBE = (2 / np.pi) ** 0.5, 0.044715
+
+
+def useful() -> bool:
+    """Whether NumPy computes these functions faster: on x86 processors."""
+    return backend.is_cpu() and platform.machine().lower() in ("x86_64", "amd64")
+
+
+@contextmanager
+def exponentials() -> Iterator[None]:
+    """Put NumPy's functions in the place of MLX's; what NumPy cannot do is passed on. Nothing where it is no use."""
+    if not useful():
+        yield
+        return
+    kept = [(module, name, getattr(module, name)) for module, name in (*_REPLACED, *_REFUSED)]
+    compiles = "MLX_DISABLE_COMPILE" not in os.environ
+    try:
+        mx.disable_compile()  # a compiled function would keep the operations that it was made of
+        for module, name, original in kept:
+            new = _REPLACED.get((module, name))
+            setattr(module, name, _in_place_of(original, new) if new else _refuse)
+        with threads.alone():
+            yield
+    finally:
+        for module, name, original in kept:
+            setattr(module, name, original)
+        if compiles:
+            mx.enable_compile()
+
+
+def _in_place_of(original: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of NumPy arrays where all arrays are fp32, else `original`."""
+
+    def call(*args: Any, **settings: Any) -> Any:
+        arrays = [a for a in (*args, *settings.values()) if isinstance(a, mx.array)]
+        if not args or not isinstance(args[0], mx.array) or any(a.dtype not in (mx.float32, mx.bool_) for a in arrays):
+            return original(*args, **settings)
+        given = [np.array(a, copy=None) if isinstance(a, mx.array) else a for a in args]
+        named = {k: np.array(a, copy=None) if isinstance(a, mx.array) else a for k, a in settings.items()}
+        found = function(*given, **named)
+        return original(*args, **settings) if found is None else mx.array(found)
+
+    return call
+
+
+def _refuse(*args: Any, **settings: Any) -> Any:
+    raise BackendError("no gradient can be taken while NumPy computes a model's exponentials")
+
+
+def _each(function: Callable[[np.ndarray, np.ndarray], Any]) -> Callable[..., np.ndarray | None]:
+    """A function of one number for all of an array; `function` writes results for a slice of it to its second."""
+
+    def call(x: np.ndarray, **settings: Any) -> np.ndarray | None:
+        if settings.pop("stream", None) is not None or settings:
+            return None
+        flat = np.ascontiguousarray(x).reshape(-1)
+        out = np.empty_like(flat)
+
+        def work(part: slice) -> None:
+            for inner in threads.spans(part.stop - part.start, _SLICE_VALUES):
+                function(flat[part][inner], out[part][inner])
+
+        threads.in_parts(flat.size, 8 * flat.size, work)
+        return out.reshape(x.shape)
+
+    return call
+
+
+def _sigmoid(x: np.ndarray, out: np.ndarray) -> None:
+    np.multiply(x, 0.5, out=out)
+    np.tanh(out, out=out)
+    out *= 0.5
+    out += 0.5
+
+
+def _gelu(x: np.ndarray, out: np.ndarray) -> None:
+    """x (1 + erf(x / sqrt 2)) / 2 with erf from Abramowitz and Stegun 7.1.26, whose error is at most 1.5e-7."""
+    near = np.abs(x)
+    near *= 0.5**0.5
+    np.multiply(near, -near, out=out)
+    np.exp(out, out=out)
+    near *= _ERF_SCALE
+    near += 1
+    np.reciprocal(near, out=near)
+    series = near * _ERF_SERIES[0]
+    for factor in _ERF_SERIES[1:]:
+        series += factor
+        series *= near
+    out *= series
+    np.subtract(1, out, out=out)
+    np.copysign(out, x, out=out)
+    out += 1
+    out *= x
+    out *= 0.5
+
+
+def _gelu_approx(x: np.ndarray, out: np.ndarray) -> None:
+    np.multiply(x, x, out=out)
+    out *= _GELU_CUBE
+    out += 1
+    out *= x
+    out *= _GELU_SLOPE
+    np.tanh(out, out=out)
+    out += 1
+    out *= x
+    out *= 0.5
+
+
+def _softmax(x: np.ndarray, axis: Any = None, **settings: Any) -> np.ndarray | None:
+    settings.pop("precise", None)
+    if settings or axis not in (-1, x.ndim - 1):
+        return None
+    rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+    out = np.empty_like(rows)
+
+    def work(part: slice) -> None:
+        for inner in threads.spans(part.stop - part.start, max(1, _SLICE_VALUES // rows.shape[1])):
+            _normalise(rows[part][inner], out[part][inner])
+
+    threads.in_parts(len(rows), 8 * rows.size, work)
+    return out.reshape(x.shape)
+
+
+def _logsumexp(x: np.ndarray, axis: Any = None, keepdims: bool = False, **settings: Any) -> np.ndarray | None:
+    if settings or axis not in (-1, x.ndim - 1):
+        return None
+    rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+    out = np.empty((len(rows), 1), x.dtype)
+
+    def work(part: slice) -> None:
+        for inner in threads.spans(part.stop - part.start, max(1, _SLICE_VALUES // rows.shape[1])):
+            most = rows[part][inner].max(axis=1, keepdims=True)
+            out[part][inner] = np.log(np.exp(rows[part][inner] - most).sum(axis=1, keepdims=True)) + most
+
+    threads.in_parts(len(rows), 8 * rows.size, work)
+    return out.reshape(*x.shape[:-1], *([1] if keepdims else []))
+
+
+def _normalise(scores: np.ndarray, out: np.ndarray) -> None:
+    np.subtract(scores, scores.max(axis=-1, keepdims=True), out=out)
+    np.exp(out, out=out)
+    out /= out.sum(axis=-1, keepdims=True)
+
+
+def _attention(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    *,
+    scale: float,
+    mask: Any = None,
+    sinks: Any = None,
+    stream: Any = None,
+) -> np.ndarray | None:
+    """q (b, h, n, d), k and v (b, h / r, m, d) -> (b, h, n, d); queries stand at the end of the keys."""
+    if sinks is not None or stream is not None or (isinstance(mask, str) and mask != "causal"):
+        return None
+    (b, h, n, _), (groups, m) = q.shape, k.shape[1:3]
+    out = np.empty((b, h, n, v.shape[-1]), np.float32)
+    given = None if mask is None or isinstance(mask, str) else np.broadcast_to(mask, (b, h, n, m))
+
+    def work(part: slice) -> None:
+        for i in range(part.start, part.stop):
+            at, head = divmod(i, h)
+            keys, values = k[at, head * groups // h], v[at, head * groups // h]
+            for rows in threads.spans(n, _ROWS):
+                stop = m - n + rows.stop if isinstance(mask, str) else m
+                scores = (q[at, head, rows] * np.float32(scale)) @ keys[:stop].T
+                if isinstance(mask, str):
+                    size = rows.stop - rows.start
+                    scores[:, stop - size :] += _LATER[:size, :size]
+                elif given is not None:
+                    _apply(given[at, head, rows], scores)
+                _normalise(scores, scores)
+                np.matmul(scores, values[:stop], out=out[at, head, rows])
+
+    threads.in_parts(b * h, 8.0 * b * h * n * m, work)
+    return out
+
+
+_LATER = np.triu(np.full((_ROWS, _ROWS), -np.inf, np.float32), k=1)
+
+
+def _apply(mask: np.ndarray, scores: np.ndarray) -> None:
+    if mask.dtype == bool:
+        scores[~mask] = np.finfo(np.float32).min
+    else:
+        scores += mask
+
+
+_REPLACED: dict[tuple[Any, str], Callable[..., Any]] = {
+    (mx, "exp"): _each(np.exp),
+    (mx, "tanh"): _each(np.tanh),
+    (mx, "sigmoid"): _each(_sigmoid),
+    (mx, "softmax"): _softmax,
+    (mx, "logsumexp"): _logsumexp,
+    (mx.fast, "scaled_dot_product_attention"): _attention,
+    (nn, "gelu"): _each(_gelu),
+    (nn, "gelu_approx"): _each(_gelu_approx),
+}
+_REFUSED = [(mx, name) for name in ("grad", "value_and_grad", "vjp", "jvp")] + [(nn, "value_and_grad")]
