@@ -55,7 +55,7 @@ def prepare() -> None:
     on_linux_cpu = sys.platform == "linux" and not _cuda_installed()
     wanted = os.environ.get("HUBSAE_BLAS", "")
     if on_linux_cpu and not mlx_came_first and wanted.lower() != "none":
-        os.environ.setdefault("KMP_BLOCKTIME", "0")  # else MKL's threads spin for 0.2 s after every product
+        os.environ.setdefault("KMP_BLOCKTIME", "1")  # ms; else MKL's threads spin for 200 after every product
         _state["blas"] = _load_named(wanted) if wanted else _load_best()
     try:
         importlib.import_module("mlx.core")

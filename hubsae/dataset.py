@@ -20,10 +20,12 @@ from hubsae.lm import LanguageModel
 from hubsae.rows import ShuffledRows
 from hubsae.settings import as_type
 from hubsae.sites import Site, parse_sites
+from hubsae.threads import ahead
 from hubsae.tokens import Chunk, Split, TokenConfig
 
 _HELD_OUT_ROWS = 50_000
 _KEPT_TOKENS = 16_000_000
+_CHUNKS_AHEAD = 2048  # of tokens that are made while the model computes
 
 
 class ActivationDataset:
@@ -158,7 +160,8 @@ class ActivationDataset:
         }
 
     def _read(self) -> Split:
-        return Split(read_chunks(self.models, self.texts, self.config), self.held_out_share, limit=_HELD_OUT_ROWS)
+        stream = read_chunks(self.models, self.texts, self.config)
+        return Split(ahead(stream, _CHUNKS_AHEAD), self.held_out_share, limit=_HELD_OUT_ROWS)
 
     @cached_property
     def n_rows(self) -> int:

@@ -195,7 +195,7 @@ def encoder(params: Params) -> Array:
 def site_norms(W_dec: Array, widths: Sequence[int]) -> Array:
     """(F, d_out) -> (F, sites) norms of each row's part for each written site; never quite 0, for the gradient."""
     xp = module_of(W_dec)
-    return xp.sqrt(xp.stack([(W_dec[:, part] ** 2).sum(axis=1) for part in ranges(widths)], axis=1) + 1e-24)
+    return xp.sqrt(xp.stack([row_dots(W_dec[:, part], W_dec[:, part]) for part in ranges(widths)], axis=1) + 1e-24)
 
 
 def normalised(W_dec: Array, widths: Sequence[int]) -> Array:
@@ -213,7 +213,12 @@ def normal(W_dec: Array, widths: Sequence[int]) -> Array:
 def tangent(gradient: Array, W_dec: Array, widths: Sequence[int]) -> Array:
     """The gradient without the part that changes the sum of a row's site norms, which normalising would only undo."""
     across = normal(W_dec, widths)
-    return gradient - (gradient * across).sum(axis=1)[:, None] / len(widths) * across
+    return gradient - row_dots(gradient, across)[:, None] / len(widths) * across
+
+
+def row_dots(a: Array, b: Array) -> Array:
+    """(n, d), (n, d) -> (n,) the product of each row with the other's."""
+    return (a * b).sum(axis=1) if isinstance(a, mx.array) else np.einsum("nd,nd->n", a, b)
 
 
 def initial(

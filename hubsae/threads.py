@@ -5,15 +5,19 @@ all work between products. `alone` gives it one thread for that long, and `produ
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from queue import Full, Queue
+from threading import Event, Thread
+from typing import Any, TypeVar
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
+
+Item = TypeVar("Item")
 
 SMALL = 1 << 17  # operations below which handing work to other threads costs more than it saves
 
@@ -32,8 +36,9 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def spans(n: int, size: int) -> Iterator[slice]:
-    """Consecutive slices of at most `size` that make up range(n)."""
-    return (slice(start, min(start + size, n)) for start in range(0, n, max(1, size)))
+    """Consecutive slices of at most `size` (at least 1) that make up range(n)."""
+    size = max(1, size)
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
 @cache
@@ -71,3 +76,45 @@ def in_shares(starts: np.ndarray, cost: float, work: Callable[[slice], Any]) -> 
     wanted = np.linspace(starts[0], starts[-1], n_threads() + 1)
     cuts = np.unique(np.r_[0, np.searchsorted(starts, wanted[1:-1]), n])
     return list(_pool().map(work, (slice(int(a), int(b)) for a, b in pairwise(cuts))))
+
+
+def ahead(items: Iterable[Item], n: int = 256) -> Generator[Item, None, None]:
+    """The same items, up to `n` of them made in advance by a thread; for work that MLX has no part in.
+
+    An error is raised where its item would have come. Whoever stops early closes the iterator, or lets go of it.
+    """
+    waiting: Queue[tuple[bool, Any]] = Queue(n)
+    stopped = Event()
+
+    def put(entry: tuple[bool, Any]) -> bool:
+        while not stopped.is_set():
+            try:
+                waiting.put(entry, timeout=0.1)
+                return True
+            except Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put((True, item)):
+                    return
+            put((False, None))
+        except BaseException as error:  # also what stops the interpreter: it belongs to whoever asked
+            put((False, error))
+
+    thread = Thread(target=work, name="hubsae-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, item = waiting.get()
+            if more:
+                yield item
+            elif item is None:
+                return
+            else:
+                raise item
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,9 +1,9 @@
 """Texts -> chunks of token ids, with the positions that count marked, and a held-out share set apart."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -216,15 +216,22 @@ class Split:
         self._held_rows = 0
 
     def __iter__(self) -> Iterator[Chunk]:
-        for group in by_document(self._stream):
-            units = [[chunk] for chunk in group] if len(group) > _LONG_DOCUMENT else [group]
-            for unit in units:
-                if self._share and _fraction(unit) < self._share:
-                    if self._held_rows < self._limit:
-                        self.held_out += unit
-                        self._held_rows += sum(chunk.n_rows for chunk in unit)
-                else:
-                    yield from unit
+        try:
+            for group in by_document(self._stream):
+                units = [[chunk] for chunk in group] if len(group) > _LONG_DOCUMENT else [group]
+                yield from chain.from_iterable(unit for unit in units if not self._held(unit))
+        finally:
+            if isinstance(self._stream, Generator):
+                self._stream.close()  # what is made ahead is not wanted any more
+
+    def _held(self, unit: list[Chunk]) -> bool:
+        """Whether a unit is kept from training; takes note of it while there is room."""
+        if not self._share or _fraction(unit) >= self._share:
+            return False
+        if self._held_rows < self._limit:
+            self.held_out += unit
+            self._held_rows += sum(chunk.n_rows for chunk in unit)
+        return True
 
 
 def _fraction(unit: list[Chunk]) -> float:

@@ -20,6 +20,7 @@ from hubsae import backend, threads
 from hubsae.errors import BackendError
 
 _ROWS = 128  # of queries at once, so that their scores stay in the cache
+_SCORES = 1 << 17
 _SLICE_VALUES = 1 << 15
 _ERF_SCALE, _ERF_SERIES = 0.3275911, (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 _GELU_SLOPE, _GELU_CUBE = (2 / np.pi) ** 0.5, 0.044715
@@ -179,27 +180,29 @@ def _attention(
     """q (b, h, n, d), k and v (b, h / r, m, d) -> (b, h, n, d); queries stand at the end of the keys."""
     if sinks is not None or stream is not None or (isinstance(mask, str) and mask != "causal"):
         return None
-    (b, h, n, _), (groups, m) = q.shape, k.shape[1:3]
-    out = np.empty((b, h, n, v.shape[-1]), np.float32)
+    (b, h, n, d), (groups, m) = q.shape, k.shape[1:3]
+    q, k, v = q.reshape(b * h, n, d), k.reshape(b * groups, m, d), v.reshape(b * groups, m, -1)
     given = None if mask is None or isinstance(mask, str) else np.broadcast_to(mask, (b, h, n, m))
+    shared = np.arange(b * h) // (h // groups)  # the keys that belong to each head
+    out = np.empty((b * h, n, v.shape[-1]), np.float32)
 
     def work(part: slice) -> None:
-        for i in range(part.start, part.stop):
-            at, head = divmod(i, h)
-            keys, values = k[at, head * groups // h], v[at, head * groups // h]
+        for heads in threads.spans(part.stop - part.start, max(1, _SCORES // (min(n, _ROWS) * m))):
+            heads = slice(part.start + heads.start, part.start + heads.stop)
+            keys, values = k[shared[heads]], v[shared[heads]]
             for rows in threads.spans(n, _ROWS):
                 stop = m - n + rows.stop if isinstance(mask, str) else m
-                scores = (q[at, head, rows] * np.float32(scale)) @ keys[:stop].T
+                scores = (q[heads, rows] * np.float32(scale)) @ keys[:, :stop].swapaxes(1, 2)
                 if isinstance(mask, str):
                     size = rows.stop - rows.start
-                    scores[:, stop - size :] += _LATER[:size, :size]
+                    scores[..., stop - size :] += _LATER[:size, :size]
                 elif given is not None:
-                    _apply(given[at, head, rows], scores)
+                    _apply(np.stack([given[divmod(i, h)][rows] for i in range(heads.start, heads.stop)]), scores)
                 _normalise(scores, scores)
-                np.matmul(scores, values[:stop], out=out[at, head, rows])
+                np.matmul(scores, values[:, :stop], out=out[heads, rows])
 
     threads.in_parts(b * h, 8.0 * b * h * n * m, work)
-    return out
+    return out.reshape(b, h, n, -1)
 
 
 _LATER = np.triu(np.full((_ROWS, _ROWS), -np.inf, np.float32), k=1)

@@ -36,7 +36,7 @@ _DISTURBED = 0.1  # cores that others take, above which figures are marked
 def setting_of(arguments: argparse.Namespace) -> Setting:
     """What to train, as the command line says."""
     a = arguments
-    return Setting(a.features, a.k, a.batch, a.steps, a.sparsity, a.aux, a.default)
+    return Setting(a.features, a.k, a.batch, a.steps, a.sparsity, a.aux, a.default, a.rate)
 
 
 def run_step(arguments: argparse.Namespace) -> Figures:
@@ -62,7 +62,7 @@ def _training(arguments: argparse.Namespace, train: Callable[[Setting, np.ndarra
     quality = peers.judged(rebuild, held_out, setting.features)
     memory = {"peak_mb": peak_mb, "rows_mb": round((rows.nbytes + held_out.nbytes) / 1e6, 1)}
     sizes = {"d": rows.shape[1], "F": setting.features, "k": setting.k, "batch": setting.batch, "steps": setting.steps}
-    how = {"sparsity": setting.sparsity, "aux": setting.aux, "default": setting.default}
+    how = {"sparsity": setting.sparsity, "aux": setting.aux, "default": setting.default, "rate": setting.rate}
     return {**clock.medians(), **quality, **memory, **sizes, **how}
 
 
@@ -191,6 +191,7 @@ def run_compare(arguments: argparse.Namespace) -> Figures:
             d = np.load(acts, mmap_mode="r").shape[1]
         given = ["--acts", acts, "--features", setting.features, "--k", setting.k, "--batch", setting.batch]
         given += ["--steps", setting.steps, *(f"--{name}" for name in ("aux", "default") if getattr(setting, name))]
+        given += ["--rate", setting.rate] if setting.rate is not None else []
         product = ["gemm", "--rows", setting.batch, "--d", d, "--features", setting.features]
         commands = {"hubsae": [sys.executable, "step", *given], "GEMM": [sys.executable, *product]}
         commands |= {name: [arguments.peers_python, "peer", name, *given] for name in peers.PEERS}
@@ -328,7 +329,7 @@ def parser() -> argparse.ArgumentParser:
 
     def command(run: Callable[[argparse.Namespace], Figures], **sizes: int) -> argparse.ArgumentParser:
         made = commands.add_parser(run.__name__.removeprefix("run_"), help=run.__doc__, description=run.__doc__)
-        made.set_defaults(run=run, sparsity="topk", aux=False, default=False)
+        made.set_defaults(run=run, sparsity="topk", aux=False, default=False, rate=None)
         made.add_argument("--json", action="store_true", help="print one line of JSON")
         made.add_argument("--threads", type=positive, help="of BLAS and torch; all cores if not given")
         for name, default in sizes.items():
@@ -341,7 +342,10 @@ def parser() -> argparse.ArgumentParser:
         rows.add_argument("--acts", type=Path, help=".npy file of float32 (n, d); synthetic rows if not given")
         rows.add_argument("--d", type=positive, default=512, help="columns of synthetic rows")
         made.add_argument("--aux", action="store_true", help="with AuxK, and features dead after 3 batches")
-        made.add_argument("--default", action="store_true", help="each library's own optimizer and learning rate")
+        made.add_argument(
+            "--rate", type=float, help="Adam's learning rate: if not given, our recipe's, and 1e-3 for peers"
+        )
+        made.add_argument("--default", action="store_true", help="peers with their own optimizer and learning rate")
         if run is run_compare:
             made.add_argument("--peers-python", required=True)
             made.add_argument("--rounds", type=positive, default=3)

@@ -43,7 +43,7 @@ def trained(
     """
     aux = {"dead_after_rows": DEAD_BATCHES * setting.batch} if setting.aux else {"aux_coefficient": 0.0}
     sizes = {"sparsity": setting.sparsity, "k": setting.k, "batch_size": setting.batch}
-    config = hubsae.SAEConfig().updated(**sizes, learning_rate=setting.learning_rate, **aux)
+    config = hubsae.SAEConfig().updated(**sizes, learning_rate=setting.rate, **aux)
     began = False
 
     def batches() -> Iterator[mx.array]:
@@ -142,7 +142,7 @@ def encoding(n: int, d: int, features: int, k: int, repeats: int) -> Figures:
     def sparse() -> None:
         parts.clear()
         for part, code in dictionary.encode_slices(rows):
-            mx.eval(code.indices, code.values)
+            assert code.csr.shape[0]  # what analysis works with
             parts.append(part)
 
     def dense() -> None:

@@ -56,7 +56,7 @@ def test_attention_agrees(heads, lengths, mask):
         for shape in ((2, h, n, 8), (2, groups, m, 8), (2, groups, m, 6))
     )
     if mask == "bool":
-        mask = mx.array(rng.random((n, m)) < 0.7) | (mx.arange(m) == 0)
+        mask = (mx.array(rng.random((n, m))) < 0.7) | (mx.arange(m) == 0)
     elif mask == "added":
         mask = mx.array(rng.standard_normal((2, 1, n, m)).astype(np.float32))
 
