@@ -107,14 +107,23 @@ class BatchTopK(Surrogate):
 
     def settled(self, entries: Any, k: int, n: int, ranks: Ranks) -> Entries:
         if isinstance(entries, Ragged):
-            values = ranks.gathered(entries.values)
-            if len(values) <= k * n:
-                return entries
-            return entries.where(entries.values >= np.partition(values, len(values) - k * n)[len(values) - k * n])
+            return self._cut(entries, k * n, ranks)
         positive = mx.maximum(entries.values, 0)
         flat = ranks.gathered(positive.reshape(-1))
         place = max(0, flat.size - k * n)
         return Dense(mx.where(positive >= mx.partition(flat, place)[place], positive, 0))
+
+    def _cut(self, entries: Ragged, total: int, ranks: Ranks) -> Ragged:
+        """The `total` largest of all processes' entries; of equal ones the first, so that rounding changes little."""
+        values, lengths = ranks.gathered(entries.values), ranks.gathered(np.array([len(entries.values)]))
+        if len(values) <= total:
+            return entries
+        kth = np.partition(values, len(values) - total)[len(values) - total]
+        kept = values > kth
+        equal = np.flatnonzero(values == kth)
+        kept[equal[: total - kept.sum()]] = True
+        start = lengths[: ranks.rank].sum()
+        return entries.where(kept[start : start + len(entries.values)])
 
     def threshold(self, code: Array) -> Array | float:
         xp = module_of(code)
