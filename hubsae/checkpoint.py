@@ -66,8 +66,13 @@ class Checkpoints:
             state = read_json(path / _STATE)
         except HubsaeError:
             return None
-        if state.get("format_version") != _FORMAT_VERSION or state.pop("sha256", None) != _json_digest(state):
+        if state.pop("sha256", None) != _json_digest(state):
             return None
+        if state.get("format_version") != _FORMAT_VERSION:
+            raise ConfigError(
+                f"{path}: a checkpoint in format {state.get('format_version')}, this version of hubsae has format "
+                f"{_FORMAT_VERSION}; give another checkpoint_dir"
+            )
         if differences := list(_differences(state.get("made_for"), self._made_for)):
             raise ConfigError(
                 f"{path}: a checkpoint of another run: {'; '.join(differences[:3])}. Give the settings of that run, or "

@@ -47,10 +47,10 @@ class Places:
         starts = np.concatenate([[0], np.cumsum(kept)])[self.starts].astype(np.int32)
         return Places(starts, self.indices[kept], self.values[kept], self.n_features)
 
-    def padded(self) -> tuple[np.ndarray, np.ndarray]:
-        """Indices and values (n, widest row), largest value first; value 0 where a row has fewer."""
+    def padded(self, width: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Indices and values (n, at least `width`), largest value first; value 0 where a row has fewer."""
         counts = np.diff(self.starts)
-        width = max(1, int(counts.max(initial=0)))
+        width = max(width, int(counts.max(initial=0)))
         place = np.arange(len(self.indices)) - np.repeat(self.starts[:-1], counts)
         indices, values = np.zeros((self.n, width), np.int32), np.zeros((self.n, width), self.values.dtype)
         indices[self.rows, place], values[self.rows, place] = self.indices, self.values

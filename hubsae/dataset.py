@@ -21,7 +21,7 @@ from hubsae.rows import ShuffledRows
 from hubsae.settings import as_type
 from hubsae.sites import Site, parse_sites
 from hubsae.threads import ahead
-from hubsae.tokens import Chunk, Split, TokenConfig
+from hubsae.tokens import Chunk, Split, TextLines, TokenConfig
 
 _HELD_OUT_ROWS = 50_000
 _KEPT_TOKENS = 16_000_000
@@ -161,7 +161,9 @@ class ActivationDataset:
 
     def _read(self) -> Split:
         stream = read_chunks(self.models, self.texts, self.config)
-        return Split(ahead(stream, _CHUNKS_AHEAD), self.held_out_share, limit=_HELD_OUT_ROWS)
+        if isinstance(self.texts, list | tuple | TextLines) or type(self.texts).__module__.startswith("datasets."):
+            stream = ahead(stream, _CHUNKS_AHEAD)  # others may belong to the thread that made them
+        return Split(stream, self.held_out_share, limit=_HELD_OUT_ROWS)
 
     @cached_property
     def n_rows(self) -> int:

@@ -243,13 +243,13 @@ class Dictionary(Artifact, nn.Module, tags=["mechanistic-interpretability"]):
         return x.astype(self.W_enc.dtype)
 
     def encode(self, x: mx.array) -> mx.array:
-        """(..., d_in) raw activations -> (..., F) code."""
-        return self.encode_sparse(x).dense()
+        """(..., d_in) raw activations -> (..., F) code, with gradients; `encode_sparse` is faster."""
+        return self.rule(self.pre_code(x), self._learned())
 
     def encode_sparse(self, x: mx.array) -> SparseCode:
         """(..., d_in) raw activations -> indices and values (..., k) of the active features, largest first.
 
-        Without gradients on a CPU; `dictionary.rule(dictionary.pre_code(x), ...)` and `dictionary(x)` have them.
+        No gradient goes through it on a CPU; through `encode` and `dictionary(x)` it does.
         """
         if not backend.is_cpu():
             return self.rule.sparse(self.pre_code(x), self._learned())
@@ -257,7 +257,8 @@ class Dictionary(Artifact, nn.Module, tags=["mechanistic-interpretability"]):
         rows = sparse.as_numpy(x).reshape(-1, self.config.d_in)
         found = [code.places for _, code in self._encode_slices(rows)]
         empty = Places(np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32), self.n_features)
-        return SparseCode.of(Places.joined(found or [empty]), (*x.shape[:-1], self.n_features))
+        shape, width = (*x.shape[:-1], self.n_features), self.rule.width(self.n_features)
+        return SparseCode.of(Places.joined(found or [empty]), shape, width, self.W_enc.dtype)
 
     def encode_slices(self, rows: np.ndarray) -> Iterator[tuple[slice, SparseCode]]:
         """(n, d_in) -> slices of the rows with their codes, each small enough that its pre-code stays under 256 MB."""

@@ -1,13 +1,15 @@
 """The loss of one batch of scaled rows and its gradients in closed form, and the parameters it is a function of.
 
-Everything is written once for NumPy (CPUs) and MLX (accelerators). Beyond the pre-codes nothing of size (n, F) is made
-where few entries are active; rows are encoded in slices, so that the pre-codes themselves stay bounded.
+Everything is written once for NumPy (CPUs) and MLX (accelerators). Where few entries are active nothing of size (n, F)
+is made but pre-codes, and of those only a slice of rows at a time. Where many are, as under ReLU at the start, codes
+and their derivatives are whole matrices.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -37,15 +39,17 @@ class Moment:
 class Losses:
     """Parts of the loss of one batch (lazy in MLX): `fvu` of the batch, `l0`, and which features fired (F,).
 
-    `threshold` is what `Surrogate.threshold` says; `n_rows` counts the whole batch.
+    `threshold` is what `Surrogate.threshold` says; `n_rows` counts the whole batch, `n_ranks` the processes that
+    took part.
     """
 
     total: Array
     fvu: Array
     l0: Array
     fired: Array
-    threshold: Array | float
+    threshold: Array
     n_rows: int
+    n_ranks: Array
 
 
 def losses(
@@ -65,54 +69,69 @@ def losses(
     decoder (Rajamanoharan et al. 2024, eq. 8). Several `ranks` each bring their rows of the batch and get the sums.
     """
     scratch = scratch or Scratch()
-    xp, rule, n = module_of(x), surrogate(config, x.shape[1]), ranks.total(len(x))
+    rule, n = surrogate(config, x.shape[1]), ranks.total(len(x))
     entries = chosen(params, x, rule, moment.k, n, ranks, scratch)
     code = entries.holding(rule.code(entries, params))
-    W_dec, parts = params["W_dec"], code.split(moment.prefixes)
-    errors, error = [], beside(params, x) - y
-    for part in parts:  # nested: each prefix adds its part to the one before
-        error = part.times(W_dec, error if not errors or xp is mx else error.copy())
-        errors.append(error)
-    squares = [_squared(e) / n for e in errors]
-    weight, pulls = 2 / (n * len(parts)), list(accumulate(reversed(errors)))[::-1]  # a part is in all later errors too
-    by_code = weight * code.joined(moment.prefixes, [p.dots(e, W_dec) for p, e in zip(parts, pulls, strict=True)])
-    grads = {
-        "W_dec": _sum([_turned(p.holding(weight * p.values), e, scratch) for p, e in zip(parts, pulls, strict=True)])
-    }
-    grads["b_dec"] = weight * pulls[0].sum(axis=0)
-    if "W_skip" in params:
-        grads["W_skip"] = weight * (x.T @ pulls[0])
-    total = sum(squares[1:], squares[0]) / len(squares)
-
-    norms = site_norms(W_dec, widths).sum(axis=1) if rule.penalised else None
-    penalty = rule.penalty(entries, code.values, params, norms, n, ranks)
-    by_pre, own = 0.0, {}
-    if penalty is not None:
+    squares, error, by_code, grads = _rebuilt(params, x, y, code, moment.prefixes, n, scratch)
+    total, by_pre = _sum(squares) / len(squares), 0.0
+    if rule.penalised:
+        norms = site_norms(params["W_dec"], widths).sum(axis=1)
+        penalty = rule.penalty(entries, code.values, params, norms, n, ranks)
         total = total + moment.penalty * penalty.value
         by_code, by_pre = by_code + moment.penalty * penalty.by_code, moment.penalty * penalty.by_pre
-        own = {name: moment.penalty * g for name, g in penalty.by_own.items()}
+        _add(grads, {name: moment.penalty * g for name, g in penalty.by_own.items()})
         if penalty.by_norms is not None:
-            grads["W_dec"] = grads["W_dec"] + moment.penalty * penalty.by_norms[:, None] * normal(W_dec, widths)
+            _add(grads, {"W_dec": moment.penalty * penalty.by_norms[:, None] * normal(params["W_dec"], widths)})
     if config.sparsity == "gated":
-        gate = entries.holding(xp.maximum(entries.values, 0))
-        error = gate.times(W_dec, beside(params, x) - y)
-        total = total + _squared(error) / n
-        by_pre = by_pre + 2 / n * gate.dots(error, W_dec) * (entries.values > 0)
-    through, more = rule.back(entries, by_code, params)
+        gate = entries.holding(module_of(x).maximum(entries.values, 0))
+        missing = gate.times(params["W_dec"], beside(params, x) - y)
+        total = total + _squared(missing) / n
+        by_pre = by_pre + 2 / n * gate.dots(missing, params["W_dec"]) * (entries.values > 0)
+    through, by_own = rule.back(entries, by_code, params)
     by_pre = entries.holding(by_pre + through)
-    for name, g in more.items():
-        own[name] = own[name] + g if name in own else g
-    grads |= {"W_in": _turned(by_pre, x, scratch), "b_enc": by_pre.per_feature() + own.pop("b_enc", 0.0), **own}
+    _add(grads, {"W_in": _turned(by_pre, x, scratch), "b_enc": by_pre.per_feature()})
+    _add(grads, by_own)
     if moment.dead is not None:
-        total = total + _add_aux(grads, params, x, errors[-1], config, moment.dead, n, ranks)
+        total = total + _add_aux(grads, params, x, error, config, moment.dead, n, ranks)
     if "W_in" not in params:
-        grads["W_dec"] = grads["W_dec"] + grads.pop("W_in")
+        _add(grads, {"W_dec": grads.pop("W_in")})
     grads = {name: ranks.sum(grads[name]) for name in params}
-    active = code.values > 0
-    fired = ranks.sum(code.holding(active.astype(x.dtype)).per_feature()) > 0
-    numbers = ranks.sum(xp.stack([total, squares[-1], active.sum() / n]))
-    threshold = ranks.least(xp.array(rule.threshold(code.values)))
-    return Losses(numbers[0], numbers[1], numbers[2], fired, threshold, n), grads
+    return _summed(code, total, squares[-1], rule.threshold(code.values), n, ranks), grads
+
+
+def _rebuilt(
+    params: Params, x: Array, y: Array, code: Any, prefixes: Sequence[int], n: int, scratch: Scratch
+) -> tuple[list[Array], Array, Array, Params]:
+    """FVU of each prefix, y_hat - y (n, d_out), the derivative by the code, and those by the decoder's parameters."""
+    W_dec, parts = params["W_dec"], code.split(prefixes)
+    errors, error = [], beside(params, x) - y
+    for part in parts:  # nested: each prefix adds its part to the one before
+        error = part.times(W_dec, error.copy() if errors and isinstance(error, np.ndarray) else error)
+        errors.append(error)
+    weight, pulls = 2 / (n * len(parts)), list(accumulate(reversed(errors)))[::-1]  # a part is in all later errors too
+    both = list(zip(parts, pulls, strict=True))
+    grads = {
+        "W_dec": _sum([_turned(part.holding(weight * part.values), pull, scratch) for part, pull in both]),
+        "b_dec": weight * pulls[0].sum(axis=0),
+    }
+    if "W_skip" in params:
+        grads["W_skip"] = weight * (x.T @ pulls[0])
+    by_code = weight * code.joined(prefixes, [part.dots(pull, W_dec) for part, pull in both])
+    return [_squared(e) / n for e in errors], errors[-1], by_code, grads
+
+
+def _summed(code: Any, total: Array, fvu: Array, threshold: Array | float, n: int, ranks: Ranks) -> Losses:
+    """The batch's numbers over all processes."""
+    active, xp = code.values > 0, module_of(code.values)
+    fired = ranks.sum(code.holding(active.astype(code.values.dtype)).per_feature()) > 0
+    here = xp.array(1.0)  # counts the processes: one that is lost is not noticed otherwise
+    numbers = ranks.sum(xp.stack([total, fvu, active.sum() / n, here]))
+    return Losses(numbers[0], numbers[1], numbers[2], fired, ranks.least(xp.array(threshold)), n, numbers[3])
+
+
+def _add(grads: Params, more: Params) -> None:
+    for name, g in more.items():
+        grads[name] = grads[name] + g if name in grads else g
 
 
 def chosen(
@@ -139,8 +158,8 @@ def _squared(error: Array) -> Array:
 
 
 def _turned(entries: Entries, rows: Array, scratch: Scratch) -> Array:
-    """The transposed matrix times rows; in memory of `scratch` where NumPy computes it."""
-    lent = isinstance(rows, np.ndarray) and rows.dtype == np.float32
+    """The transposed matrix times rows; in memory of `scratch` where few entries are added up in NumPy."""
+    lent = isinstance(entries, Ragged) and rows.dtype == np.float32
     return entries.transposed_times(rows, scratch.array((entries.n_features, rows.shape[1])) if lent else None)
 
 

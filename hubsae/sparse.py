@@ -20,20 +20,23 @@ class SparseCode:
 
     def __init__(self, indices: mx.array, values: mx.array, n_features: int):
         self._shape, self._padded, self._places = (*indices.shape[:-1], n_features), (indices, values), None
+        self._width, self._dtype = 1, values.dtype
 
     @classmethod
-    def of(cls, places: Places, shape: tuple[int, ...]) -> "SparseCode":
-        """The entries of a matrix whose rows stand in the leading dimensions of `shape` (..., F)."""
+    def of(cls, places: Places, shape: tuple[int, ...], width: int = 1, dtype: mx.Dtype = mx.float32) -> "SparseCode":
+        """The entries of a matrix whose rows are the leading dimensions of `shape` (..., F); k is at least `width`."""
         self = cls.__new__(cls)
         self._shape, self._padded, self._places = shape, None, places
+        self._width, self._dtype = width, dtype
         return self
 
     @cached_property
     def _arrays(self) -> tuple[mx.array, mx.array]:
         if self._padded is not None:
             return self._padded
-        indices, values = (mx.array(a).reshape(*self._shape[:-1], a.shape[1]) for a in self.places.padded())
-        return indices, values
+        padded = self.places.padded(self._width)
+        indices, values = (mx.array(a).reshape(*self._shape[:-1], a.shape[1]) for a in padded)
+        return indices, values.astype(self._dtype)
 
     @property
     def indices(self) -> mx.array:
@@ -70,7 +73,7 @@ class SparseCode:
     def dense(self) -> mx.array:
         """(..., F)"""
         if self._places is not None:
-            return mx.array(Ragged(self._places).dense(0.0)).reshape(self.shape)
+            return mx.array(Ragged(self._places).dense(0.0)).reshape(self.shape).astype(self._dtype)
         return mx.put_along_axis(mx.zeros(self.shape, self.values.dtype), self.indices, self.values, axis=-1)
 
     @cached_property

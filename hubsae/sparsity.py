@@ -36,6 +36,10 @@ class Sparsity:
         """(n, F) pre-code without its bias (F,) -> the entries of the code that are not 0; writes to `pre`. On CPUs."""
         raise NotImplementedError(f"{type(self).__name__} has to find the entries of a code")
 
+    def width(self, n_features: int) -> int:
+        """How many entries of each row `sparse` has at least."""
+        return 1
+
     def check(self, n_features: int) -> None:
         """Raise `ConfigError` where this rule cannot work with so many features."""
 
@@ -59,7 +63,7 @@ class Sparsity:
 class TopK(Sparsity):
     """Keep the k largest entries of each row if they are positive (Makhzani and Frey 2013; Gao et al. 2024).
 
-    Entries that equal the k-th largest are all kept.
+    Of entries that equal the k-th largest as many are kept as make k.
     """
 
     k: int
@@ -71,6 +75,9 @@ class TopK(Sparsity):
     def check(self, n_features: int) -> None:
         _check_room(self.k, n_features)
 
+    def width(self, n_features: int) -> int:
+        return min(self.k, n_features)
+
     def places(self, pre: np.ndarray, bias: np.ndarray, learned: Mapping[str, np.ndarray]) -> Places:
         return choose.largest(pre, self.k, bias)
 
@@ -79,8 +86,9 @@ class TopK(Sparsity):
         return SparseCode(indices, mx.maximum(values, 0), pre.shape[-1])
 
     def __call__(self, pre: mx.array, learned: Learned = _NOTHING) -> mx.array:
-        kth = mx.min(sparse.top_k(mx.stop_gradient(pre), self.k)[1], axis=-1, keepdims=True)
-        return mx.where(pre >= kth, mx.maximum(pre, 0), 0)
+        indices, _ = sparse.top_k(mx.stop_gradient(pre), self.k)
+        kept = mx.put_along_axis(mx.zeros(pre.shape, mx.bool_), indices, mx.array(True), axis=-1)
+        return mx.where(kept, mx.maximum(pre, 0), 0)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ Params = dict[str, Array]
 _THRESHOLD_MEMORY = 0.99
 _WIDEST, _SPREADS = 0.1, 1.5
 _TANH_SLOPE = 4.0
-_SPARSE_ENOUGH = 0.05  # share of entries up to which products of few entries are faster than those of all
+_SPARSE_ENOUGH = 0.1  # share of entries up to which products of few entries are faster than those of all
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,10 @@ class TopK(Surrogate):
 
 
 class BatchTopK(Surrogate):
-    """The k·n largest positive entries of the whole batch (Bussmann et al. 2024)."""
+    """The k·n largest positive entries of the whole batch (Bussmann et al. 2024).
+
+    Of entries that are equal to the last one NumPy keeps as many as make k·n, MLX all.
+    """
 
     name = "batchtopk"
 
@@ -109,7 +112,8 @@ class BatchTopK(Surrogate):
         if isinstance(entries, Ragged):
             return self._cut(entries, k * n, ranks)
         positive = mx.maximum(entries.values, 0)
-        flat = ranks.gathered(positive.reshape(-1))
+        flat = positive.reshape(-1)
+        flat = ranks.gathered(mx.topk(flat, min(k * n, flat.size)) if ranks.size > 1 else flat)
         place = max(0, flat.size - k * n)
         return Dense(mx.where(positive >= mx.partition(flat, place)[place], positive, 0))
 

@@ -5,17 +5,19 @@ all work between products. `alone` gives it one thread for that long, and `produ
 """
 
 import os
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
 from queue import Full, Queue
-from threading import Event, Thread
+from threading import Event, RLock, Thread, current_thread
 from typing import Any, TypeVar
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
+
+from hubsae import backend
 
 Item = TypeVar("Item")
 
@@ -26,13 +28,17 @@ SMALL = 1 << 17  # operations below which handing work to other threads costs mo
 def n_threads() -> int:
     """Cores that this process may use, at most OMP_NUM_THREADS where that is set, as for the BLAS."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(available, int(wanted))) if wanted.isdigit() else available
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return min(available, int(wanted)) if re.fullmatch("[1-9][0-9]*", wanted) else available
 
 
 @cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n_threads(), thread_name_prefix="hubsae")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # its threads stay behind
 
 
 def spans(n: int, size: int) -> Iterator[slice]:
@@ -43,14 +49,46 @@ def spans(n: int, size: int) -> Iterator[slice]:
 
 @cache
 def _openblas() -> Any:
-    return ThreadpoolController().select(internal_api="openblas")
+    """NumPy's and SciPy's, but not a library that MLX computes with."""
+    found = ThreadpoolController().select(internal_api="openblas")
+    mine = [library.filepath for library in found.lib_controllers if library.filepath != backend.active_blas()]
+    return found.select(filepath=mine)
 
 
-@contextmanager
-def alone() -> Iterator[None]:
-    """While this is open OpenBLAS has one thread, so that ours have the cores."""
-    with _openblas().limit(limits=1):
-        yield
+class Shared:
+    """A context that many may be inside of at once, in any thread: what it changes is undone when the last one leaves.
+
+    `change` makes the change and returns what undoes it.
+    """
+
+    def __init__(self, change: Callable[[], Callable[[], Any]]):
+        self._change, self._lock, self._inside = change, RLock(), 0
+        self._undo: Callable[[], Any] | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._undo = self._change()
+            self._inside += 1
+
+    def __exit__(self, *exc: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside and self._undo is not None:
+                self._undo()
+
+
+def _limit() -> Callable[[], Any]:
+    limiter = _openblas().limit(limits=1)
+    return limiter.restore_original_limits
+
+
+_alone = Shared(_limit)
+
+
+def alone() -> Shared:
+    """A context in which OpenBLAS has one thread, so that ours have the cores."""
+    return _alone
 
 
 def product(x: np.ndarray, W: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -117,4 +155,5 @@ def ahead(items: Iterable[Item], n: int = 256) -> Generator[Item, None, None]:
                 raise item
     finally:
         stopped.set()
-        thread.join()
+        if thread is not current_thread():  # the collector of garbage may be at work in it
+            thread.join()

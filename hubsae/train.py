@@ -1,5 +1,6 @@
 """The loop: it sees rows, no language model and no Hub; several dictionaries can be trained on the same rows."""
 
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,9 +14,9 @@ from hubsae import backend, threads
 from hubsae.adam import Adam
 from hubsae.checkpoint import Checkpoints, State
 from hubsae.dictionary import Dictionary, DictionaryConfig
-from hubsae.distributed import ranks
+from hubsae.distributed import ALONE, Ranks, ranks
 from hubsae.entries import Array, Scratch, module_of
-from hubsae.errors import DataError, warn
+from hubsae.errors import BackendError, ConfigError, DataError, warn
 from hubsae.losses import Moment, initial, losses
 from hubsae.recipe import SAEConfig
 from hubsae.resample import revived
@@ -66,7 +67,7 @@ class Trainer:
         *,
         on_device: bool | None = None,
     ):
-        self.job, self.config, self.ranks = job, job.config, ranks()
+        self.job, self.config = job, job.config
         self.on_device = not backend.is_cpu() if on_device is None else on_device
         self.inner, self.outer = inner, outer
         d = job.description
@@ -89,8 +90,7 @@ class Trainer:
         return np.flatnonzero(self.silent_rows >= self.dead_after)
 
     def rows(self, batch: Array) -> tuple[Array, Array]:
-        """(b, columns of all jobs) raw rows -> this process's x (b, d_in) and y (b, d_out), scaled."""
-        batch = batch[self.ranks.share(len(batch))]
+        """(b, columns of all jobs) raw rows -> x (b, d_in) and y (b, d_out), scaled."""
         batch = mx.array(batch) if self.on_device else np.array(batch, copy=None)
         inner, outer = (s.on_device() if self.on_device else s for s in (self.inner, self.outer))
         x = inner.apply(_columns(batch, self.job.reads))
@@ -98,17 +98,20 @@ class Trainer:
 
     def step(self, batch: Array) -> dict[str, Array]:
         """One update by a batch, which is the same in all processes; returns the batch's numbers, evaluated."""
+        share = ranks() if len(batch) >= ranks().size else ALONE  # of so few rows every process takes all
         with threads.alone():
-            return self._step(*self.rows(batch))
+            return self._step(*self.rows(batch[share.share(len(batch))]), share)
 
-    def _step(self, x: Array, y: Array) -> dict[str, Array]:
+    def _step(self, x: Array, y: Array, share: Ranks) -> dict[str, Array]:
         at, now = self.schedule, self.n_done
         dead = self.dead if self.config.aux_coefficient else self.dead[:0]
         moment = Moment(at.k(now), at.penalty(now), at.prefixes(now), dead if len(dead) else None)
-        parts, gradients = losses(self.params, x, y, self.config, self.widths, moment, self.ranks, self._scratch)
+        parts, gradients = losses(self.params, x, y, self.config, self.widths, moment, share, self._scratch)
         norm = self.adam.update(self.params, gradients, at.rate(now))
         if self.on_device:
             mx.eval(self.params, self.adam.first, self.adam.second, vars(parts), norm)
+        if round(float(parts.n_ranks)) != share.size:
+            raise BackendError(f"{share.size} processes train together, and not all of them answer; start them again")
         self.silent_rows += parts.n_rows
         self.silent_rows[np.array(parts.fired)] = 0
         threshold = float(parts.threshold)
@@ -116,17 +119,16 @@ class Trainer:
             self.threshold = running_mean(self.threshold, threshold, self.n_thresholds)
             self.n_thresholds += 1
         if at.resamples(now):
-            self._resample(x, y, moment)
+            self._resample(share.gathered(np.array(x)), share.gathered(np.array(y)), moment)
         self.n_done += 1
         return {"loss": parts.total, "fvu": parts.fvu, "l0": parts.l0, "gradient_norm": norm}
 
-    def _resample(self, x: Array, y: Array, moment: Moment) -> None:
+    def _resample(self, x: np.ndarray, y: np.ndarray, moment: Moment) -> None:
         """Start dead features anew, optimizer state included, and give them time before they count as dead again."""
         if not len(dead := self.dead):
             return
         held = {name: np.array(array) for name, array in self.params.items()}
-        rows = [self.ranks.gathered(np.array(side)) for side in (x, y)]
-        new = revived(held, rows[0], rows[1], self.config, self.widths, moment, dead, seed=self.n_done)
+        new = revived(held, x, y, self.config, self.widths, moment, dead, seed=self.n_done)
         self.params = self._placed(new)
         mask = np.zeros(len(self.silent_rows), bool)
         mask[dead] = True
@@ -228,10 +230,15 @@ class _Run:
         self.n_steps = max(
             replace(job.config, num_epochs=1, batch_size=self.batch_size).steps_for(rows.n_rows) for job in jobs
         )
+        made_for = [[job.to_dict() for job in jobs], rows.n_rows, self.batch_size]
+        if not ranks().agree(json.dumps(made_for, sort_keys=True)):
+            raise ConfigError("the processes were given different settings or texts; give all of them the same")
         found = checkpoints.newest() if checkpoints else None
         if not ranks().agree(str(found[0].values["seen"] if found else None)):
             raise DataError("the processes find different checkpoints; give a checkpoint_dir that all of them see")
         sample = None if found else rows.sample(_SAMPLE_ROWS)
+        if sample is not None and not ranks().agree(str(float(np.abs(sample).sum(dtype=np.float64)))):
+            raise DataError("the processes have different activations; give all of them the same texts and model")
         self.trainers = [self._trainer(job, sample) for job in jobs]
         if found:
             self._restore(found)

@@ -8,8 +8,10 @@ gradient goes through them: what takes one is refused meanwhile.
 
 import os
 import platform
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import mlx.core as mx
@@ -31,26 +33,43 @@ def useful() -> bool:
     return backend.is_cpu() and platform.machine().lower() in ("x86_64", "amd64")
 
 
+def _put_in_place() -> Callable[[], None]:
+    """Put NumPy's functions in the place of MLX's; returns what puts them back."""
+    kept = [(module, name, getattr(module, name)) for module, name in (*_REPLACED, *_REFUSED)]
+    mx.disable_compile()  # a compiled function would keep the operations that it was made of
+    for module, name, original in kept:
+        new = _REPLACED.get((module, name))
+        setattr(module, name, _in_place_of(original, new) if new else _refusing(original))
+
+    def put_back() -> None:
+        for module, name, original in kept:
+            setattr(module, name, original)
+        if "MLX_DISABLE_COMPILE" not in os.environ:
+            mx.enable_compile()
+
+    return put_back
+
+
+_in_place = threads.Shared(_put_in_place)
+_readers: Counter[int] = Counter()  # how often each thread is inside
+
+
 @contextmanager
 def exponentials() -> Iterator[None]:
-    """Put NumPy's functions in the place of MLX's; what NumPy cannot do is passed on. Nothing where it is no use."""
+    """While it is open NumPy computes exponentials, for this thread; what it cannot do is passed on to MLX.
+
+    Nothing happens where it would be no use. Other threads go on with MLX's functions, but uncompiled.
+    """
     if not useful():
         yield
         return
-    kept = [(module, name, getattr(module, name)) for module, name in (*_REPLACED, *_REFUSED)]
-    compiles = "MLX_DISABLE_COMPILE" not in os.environ
+    me = get_ident()
+    _readers[me] += 1
     try:
-        mx.disable_compile()  # a compiled function would keep the operations that it was made of
-        for module, name, original in kept:
-            new = _REPLACED.get((module, name))
-            setattr(module, name, _in_place_of(original, new) if new else _refuse)
-        with threads.alone():
+        with _in_place, threads.alone(), np.errstate(all="ignore"):
             yield
     finally:
-        for module, name, original in kept:
-            setattr(module, name, original)
-        if compiles:
-            mx.enable_compile()
+        _readers[me] -= 1
 
 
 def _in_place_of(original: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,7 +77,8 @@ def _in_place_of(original: Callable[..., Any], function: Callable[..., Any]) -> 
 
     def call(*args: Any, **settings: Any) -> Any:
         arrays = [a for a in (*args, *settings.values()) if isinstance(a, mx.array)]
-        if not args or not isinstance(args[0], mx.array) or any(a.dtype not in (mx.float32, mx.bool_) for a in arrays):
+        fit = args and isinstance(args[0], mx.array) and all(a.dtype in (mx.float32, mx.bool_) for a in arrays)
+        if not fit or not all(a.size for a in arrays) or not _readers[get_ident()]:
             return original(*args, **settings)
         given = [np.array(a, copy=None) if isinstance(a, mx.array) else a for a in args]
         named = {k: np.array(a, copy=None) if isinstance(a, mx.array) else a for k, a in settings.items()}
@@ -68,8 +88,23 @@ def _in_place_of(original: Callable[..., Any], function: Callable[..., Any]) -> 
     return call
 
 
-def _refuse(*args: Any, **settings: Any) -> Any:
-    raise BackendError("no gradient can be taken while NumPy computes a model's exponentials")
+def _refusing(original: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **settings: Any) -> Any:
+        if _readers[get_ident()]:
+            raise BackendError("no gradient can be taken while NumPy computes a model's exponentials")
+        return original(*args, **settings)
+
+    return call
+
+
+def _quiet(work: Callable[[slice], None]) -> Callable[[slice], None]:
+    """Without NumPy's warnings of numbers that are not finite, of which MLX says nothing; each thread has its own."""
+
+    def call(part: slice) -> None:
+        with np.errstate(all="ignore"):
+            work(part)
+
+    return call
 
 
 def _each(function: Callable[[np.ndarray, np.ndarray], Any]) -> Callable[..., np.ndarray | None]:
@@ -81,6 +116,7 @@ def _each(function: Callable[[np.ndarray, np.ndarray], Any]) -> Callable[..., np
         flat = np.ascontiguousarray(x).reshape(-1)
         out = np.empty_like(flat)
 
+        @_quiet
         def work(part: slice) -> None:
             for inner in threads.spans(part.stop - part.start, _SLICE_VALUES):
                 function(flat[part][inner], out[part][inner])
@@ -92,10 +128,10 @@ def _each(function: Callable[[np.ndarray, np.ndarray], Any]) -> Callable[..., np
 
 
 def _sigmoid(x: np.ndarray, out: np.ndarray) -> None:
-    np.multiply(x, 0.5, out=out)
-    np.tanh(out, out=out)
-    out *= 0.5
-    out += 0.5
+    np.negative(x, out=out)
+    np.exp(out, out=out)
+    out += 1
+    np.reciprocal(out, out=out)
 
 
 def _gelu(x: np.ndarray, out: np.ndarray) -> None:
@@ -138,6 +174,7 @@ def _softmax(x: np.ndarray, axis: Any = None, **settings: Any) -> np.ndarray | N
     rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
     out = np.empty_like(rows)
 
+    @_quiet
     def work(part: slice) -> None:
         for inner in threads.spans(part.stop - part.start, max(1, _SLICE_VALUES // rows.shape[1])):
             _normalise(rows[part][inner], out[part][inner])
@@ -152,9 +189,11 @@ def _logsumexp(x: np.ndarray, axis: Any = None, keepdims: bool = False, **settin
     rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
     out = np.empty((len(rows), 1), x.dtype)
 
+    @_quiet
     def work(part: slice) -> None:
         for inner in threads.spans(part.stop - part.start, max(1, _SLICE_VALUES // rows.shape[1])):
             most = rows[part][inner].max(axis=1, keepdims=True)
+            most[np.isinf(most)] = 0
             out[part][inner] = np.log(np.exp(rows[part][inner] - most).sum(axis=1, keepdims=True)) + most
 
     threads.in_parts(len(rows), 8 * rows.size, work)
@@ -178,22 +217,24 @@ def _attention(
     stream: Any = None,
 ) -> np.ndarray | None:
     """q (b, h, n, d), k and v (b, h / r, m, d) -> (b, h, n, d); queries stand at the end of the keys."""
-    if sinks is not None or stream is not None or (isinstance(mask, str) and mask != "causal"):
+    causal = isinstance(mask, str)
+    if sinks is not None or stream is not None or (causal and (mask != "causal" or q.shape[2] > k.shape[2])):
         return None
     (b, h, n, d), (groups, m) = q.shape, k.shape[1:3]
     q, k, v = q.reshape(b * h, n, d), k.reshape(b * groups, m, d), v.reshape(b * groups, m, -1)
-    given = None if mask is None or isinstance(mask, str) else np.broadcast_to(mask, (b, h, n, m))
+    given = None if mask is None or causal else np.broadcast_to(mask, (b, h, n, m))
     shared = np.arange(b * h) // (h // groups)  # the keys that belong to each head
     out = np.empty((b * h, n, v.shape[-1]), np.float32)
 
+    @_quiet
     def work(part: slice) -> None:
         for heads in threads.spans(part.stop - part.start, max(1, _SCORES // (min(n, _ROWS) * m))):
             heads = slice(part.start + heads.start, part.start + heads.stop)
             keys, values = k[shared[heads]], v[shared[heads]]
             for rows in threads.spans(n, _ROWS):
-                stop = m - n + rows.stop if isinstance(mask, str) else m
+                stop = m - n + rows.stop if causal else m
                 scores = (q[heads, rows] * np.float32(scale)) @ keys[:, :stop].swapaxes(1, 2)
-                if isinstance(mask, str):
+                if causal:
                     size = rows.stop - rows.start
                     scores[..., stop - size :] += _LATER[:size, :size]
                 elif given is not None:

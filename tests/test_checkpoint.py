@@ -63,6 +63,14 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path):
         Checkpoints(tmp_path / "c", {**MADE_FOR, "k": 4})
 
 
+def test_a_checkpoint_in_another_format_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("hubsae.checkpoint._FORMAT_VERSION", 1)
+    Checkpoints(tmp_path / "c", MADE_FOR).keep(5000, *state(5))
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match=r"format 1, this version of hubsae has format 2; give another"):
+        Checkpoints(tmp_path / "c", MADE_FOR)
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ArtifactError, match="holds other files"):

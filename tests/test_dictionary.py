@@ -263,20 +263,25 @@ LEARNT = {
 }
 
 
-@pytest.mark.parametrize("name", LEARNT)
-def test_a_rows_code_does_not_depend_on_the_rows_beside_it(name, tmp_path):
+def with_rule(name: str) -> SAE:
+    """An SAE with random weights and thresholds."""
     rule = sparsity.from_dict(LEARNT[name])
     one = random_sae(sparsity=LEARNT["topk"])
     rng = np.random.default_rng(1)
     learned = {n: mx.array(rng.uniform(0.5, 3, s).astype(np.float32)) for n, s in rule.array_shapes(64).items()}
-    sae = SAE(replace(one.config, sparsity=LEARNT[name]), {**one.arrays(), **learned})
+    return SAE(replace(one.config, sparsity=LEARNT[name]), {**one.arrays(), **learned})
+
+
+@pytest.mark.parametrize("name", LEARNT)
+def test_a_rows_code_does_not_depend_on_the_rows_beside_it(name, tmp_path):
+    sae, rng = with_rule(name), np.random.default_rng(1)
     x = mx.array(rng.standard_normal((50, 16)).astype(np.float32))
     whole = np.array(sae.encode(x))
     for i in (0, 7, 49):
         assert np.allclose(np.array(sae.encode(x[i])), whole[i], atol=1e-5)
         assert np.allclose(np.array(sae.encode(x[i : i + 1]))[0], whole[i], atol=1e-5)
     pre = np.array(x) @ np.array(sae.W_enc) + np.array(sae.b_enc)
-    a = {n: np.array(v) for n, v in learned.items()}
+    a = {n: np.array(v) for n, v in sae._learned().items()}
     expected = {
         "topk": lambda: np.where(pre >= np.sort(pre, axis=1)[:, -4, None], np.maximum(pre, 0), 0),
         "relu": lambda: np.maximum(pre, 0),
@@ -288,3 +293,28 @@ def test_a_rows_code_does_not_depend_on_the_rows_beside_it(name, tmp_path):
     assert mx.allclose(sae(x), sae.decode(sae.encode_sparse(x)), atol=1e-3)
     sae.save(tmp_path / "sae")
     assert mx.array_equal(SAE.from_pretrained(tmp_path / "sae").encode(x), sae.encode(x))
+
+
+@pytest.mark.parametrize("name", LEARNT)
+def test_gradients_go_through_encode(name):
+    sae = with_rule(name)
+    x = mx.array(np.random.default_rng(2).standard_normal((5, 16)).astype(np.float32))
+
+    def loss(x):
+        return mx.sum(sae.encode(x))
+
+    gradient, step = np.array(mx.grad(loss)(x)), 1e-3
+    direction = mx.array(np.random.default_rng(3).standard_normal((5, 16)).astype(np.float32))
+    numeric = (loss(x + step * direction) - loss(x - step * direction)).item() / (2 * step)
+    assert np.sum(gradient * np.array(direction)) == pytest.approx(numeric, rel=2e-2)
+
+
+def test_a_sparse_code_has_k_places_and_the_type_of_the_weights():
+    sae = random_sae(sparsity={"name": "topk", "k": 40})
+    half = SAE(sae.config, {name: array.astype(mx.float16) for name, array in sae.arrays().items()})
+    x = mx.array(np.random.default_rng(2).standard_normal((5, 3, 16)).astype(np.float32))
+    for one, kind in ((sae, mx.float32), (half, mx.float16)):
+        code = one.encode_sparse(x)
+        assert code.indices.shape == code.values.shape == (5, 3, 40)
+        assert code.values.dtype == code.dense().dtype == one.encode(x).dtype == kind
+        assert one.decode(code).dtype == kind

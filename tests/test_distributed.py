@@ -23,10 +23,11 @@ from hubsae.distributed import ranks
 out, cache = sys.argv[1], sys.argv[2]
 model = load_model()
 texts = [document.text for document in atlas.generate(500, seed=3)]
-data = ActivationDataset(model, "layers.2.residual", texts, max_rows=18_000, held_out=0.05, cache_dir=cache)
+data = ActivationDataset(model, "layers.2.residual", texts, max_rows=18_001, held_out=0.05, cache_dir=cache)
 model.train_sae(
     layer=2, component="residual", dataset=data, sparsity=["topk", "batchtopk", "jumprelu"], expansion_factor=2, k=8,
-    batch_size=125, num_epochs=1, dead_after_rows=2000, resample_dead_every=40, seed=1, save_path=out, progress=False,
+    batch_size=125, num_epochs=1, dead_after_rows=400, learning_rate=1e-3, seed=int(sys.argv[3]),
+    save_path=out, progress=False,
 )
 print(ranks().size, ranks().rank, len(data.held_out_chunks))
 """
@@ -42,14 +43,14 @@ def free_ports(n: int) -> list[int]:
     return ports
 
 
-def run_together(n: int, folder: Path) -> list[str]:
-    """What each of n processes prints that train into `folder`."""
+def start(n: int, folder: Path, seeds: tuple[int, ...] = (1, 1)) -> list[tuple[int, str, str]]:
+    """How each of n processes that train into `folder` ends, what it prints, and what it complains of."""
     folder.mkdir()
     hosts = folder / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(n)]))
-    command = [sys.executable, "-c", PROGRAM, str(folder / "out"), str(folder / "cache")]
     started = []
     for rank in range(n):
+        command = [sys.executable, "-c", PROGRAM, str(folder / "out"), str(folder / "cache"), str(seeds[rank])]
         together = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts), "OMP_NUM_THREADS": "1"} if n > 1 else {}
         env = {**os.environ, **together}
         started.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
@@ -59,8 +60,14 @@ def run_together(n: int, folder: Path) -> list[str]:
         for process in started:
             process.kill()
             process.communicate()
-    assert all(process.returncode == 0 for process in started), said
-    return [out for out, _ in said]
+    return [(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
+
+
+def run_together(n: int, folder: Path) -> list[str]:
+    """What each of n processes prints that train into `folder`."""
+    ends = start(n, folder)
+    assert all(code == 0 for code, _, _ in ends), ends
+    return [out for _, out, _ in ends]
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +100,12 @@ def test_rows_that_were_harvested_together_are_those_of_one(both):
     shards = [[(s["n_rows"], s["chunks_sha256"]) for s in manifest["shards"]] for manifest in manifests]
     assert shards[0] == shards[1]
     assert all(manifest["complete"] for manifest in manifests)
+
+
+def test_processes_with_different_settings_are_refused(tmp_path):
+    for code, _, complaint in start(2, tmp_path / "apart", seeds=(1, 2)):
+        assert code == 1
+        assert "different settings" in complaint
 
 
 def test_a_process_that_was_started_by_itself_is_alone():

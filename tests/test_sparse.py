@@ -32,6 +32,14 @@ def test_sparse_and_differentiable_codes_agree(rule):
     assert mx.array_equal(rule.sparse(pre).dense(), rule(pre))
 
 
+@pytest.mark.parametrize("rule", [TopK(3), TopK(200)])
+def test_of_equal_entries_as_many_are_kept_as_make_k(rule):
+    pre = mx.array(np.round(np.random.default_rng(0).standard_normal((20, 100))).astype(np.float32))
+    kept = np.array(mx.sum(rule(pre) > 0, axis=1))
+    assert np.array_equal(kept, np.minimum(rule.k, np.array(mx.sum(pre > 0, axis=1))))
+    assert np.array_equal(kept, np.diff(rule.places(np.array(pre), np.zeros(100, np.float32), {}).starts))
+
+
 def test_top_k_drops_what_is_negative():
     code = TopK(3).sparse(mx.array([[-1.0, 2.0, -3.0, -4.0]]))
     assert code.dense().tolist() == [[0.0, 2.0, 0.0, 0.0]]
