@@ -262,7 +262,7 @@ def draw(result: Figures, out: Path) -> str | None:
     panels[0].set_ylabel("wall ms")
     panels[0].legend(frameon=False)
     around = ", ".join(f"{name} {value}" for name, value in result["point"].items())
-    figure.suptitle(f"around {around}; {result['device_name']}, {result['blas_name']}", fontsize="small")
+    figure.suptitle(f"around {around}; {result['device_name']}, NumPy {result['numpy']}", fontsize="small")
     figure.savefig(out, dpi=150)
     return str(out)
 
