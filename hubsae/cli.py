@@ -217,6 +217,10 @@ def _circumstances(options: argparse.Namespace, config: type) -> dict[str, Any]:
 
 
 def _tell(options: argparse.Namespace, found: Any) -> None:
+    from hubsae.distributed import ranks
+
+    if not ranks().first:  # of several processes one speaks
+        return
     for dictionary in found if isinstance(found, list) else [found]:
         print(dictionary)
         print(_numbers(dictionary.metrics))

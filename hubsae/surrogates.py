@@ -73,8 +73,8 @@ class Surrogate:
         return by_code * (entries.values > 0), {}
 
     def penalty(self, entries: Entries, code: Array, params: Params, norms: Array, n: int, ranks: Ranks) -> Any:
-        """`Penalty` of codes that are too dense, None without; `norms` (F,): of decoder rows, summed over sites."""
-        return None
+        """`Penalty` of codes that are too dense, if `penalised`; `norms` (F,): of decoder rows, summed over sites."""
+        raise NotImplementedError(f"{type(self).__name__} has no penalty")
 
     def threshold(self, code: Array) -> Array | float:
         """The smallest active entry of a batch's code, where the dictionary keeps its mean over batches; else 0."""
