@@ -173,7 +173,7 @@ def _add_aux(
     """AuxK (Gao et al. 2024, A.2): the residual, held constant, rebuilt by `dead` features, aux_k of largest pre-code.
 
     They enter unrectified: a dead feature's pre-code is often negative, and would get no gradient. `error` (n, d_out)
-    is y_hat - y. Where many features are dead every so-manieth row is taken, so that the term stays cheap. Adds to
+    is y_hat - y. Where many features are dead only every m-th row is taken, so that the term stays cheap. Adds to
     `grads`, returns the term.
     """
     every = max(1, math.ceil(len(dead) / (_AUX_SHARE * len(params["b_enc"]))))
