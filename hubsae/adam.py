@@ -64,46 +64,40 @@ class Adam:
     def _prepared(self, name: str, gradient: np.ndarray, param: np.ndarray) -> float:
         """The gradient, made tangent in place where it has to be, and its squared norm."""
         widths = self._fixed(name)
-        step = max(1, _SLICE_VALUES // gradient[0].size)
 
-        def work(part: slice) -> float:
-            total = 0.0
-            for inner in threads.spans(part.stop - part.start, step):
-                g = gradient[part][inner]
-                if widths:
-                    g[:] = tangent(g, param[part][inner], widths)
-                total += float(np.vdot(g, g))
-            return total
+        def work(rows: slice) -> float:
+            g = gradient[rows]
+            if widths:
+                g[:] = tangent(g, param[rows], widths)
+            return float(np.vdot(g, g))
 
-        return sum(threads.in_parts(len(gradient), gradient.size, work))
+        return sum(threads.in_slices(len(gradient), _SLICE_VALUES // gradient[0].size, gradient.size, work))
 
     def _moved(self, name: str, gradient: np.ndarray, param: np.ndarray, rate: float, factor: float) -> None:
         widths, m_all, v_all = self._fixed(name), self.first[name], self.second[name]
         (b1, b2), (c1, c2) = _MEMORY, self._bias()
-        step = max(1, _SLICE_VALUES // gradient[0].size)
 
-        def work(part: slice) -> None:
-            for inner in threads.spans(part.stop - part.start, step):
-                g, m, v, p = (array[part][inner] for array in (gradient, m_all, v_all, param))
-                if factor != 1:
-                    g *= factor
-                change = g * (1 - b1)
-                m *= b1
-                m += change
-                np.multiply(g, g, out=change)
-                change *= 1 - b2
-                v *= b2
-                v += change
-                np.sqrt(v, out=change)
-                change *= 1 / c2**0.5
-                change += _EPSILON
-                np.divide(m, change, out=change)
-                change *= rate / c1
-                p -= change
-                if widths:
-                    p[:] = normalised(p, widths)
+        def work(rows: slice) -> None:
+            g, m, v, p = (array[rows] for array in (gradient, m_all, v_all, param))
+            if factor != 1:
+                g *= factor
+            change = g * (1 - b1)
+            m *= b1
+            m += change
+            np.multiply(g, g, out=change)
+            change *= 1 - b2
+            v *= b2
+            v += change
+            np.sqrt(v, out=change)
+            change *= 1 / c2**0.5
+            change += _EPSILON
+            np.divide(m, change, out=change)
+            change *= rate / c1
+            p -= change
+            if widths:
+                p[:] = normalised(p, widths)
 
-        threads.in_parts(len(gradient), gradient.size, work)
+        threads.in_slices(len(gradient), _SLICE_VALUES // gradient[0].size, gradient.size, work)
 
     def forget(self, features: Any) -> None:
         """Set to 0 what is known of some features (a mask, (F,)) in all parameters that have a row for each."""

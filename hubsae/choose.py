@@ -48,24 +48,36 @@ class Places:
         return Places(starts, self.indices[kept], self.values[kept], self.n_features)
 
     def padded(self, width: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Indices and values (n, at least `width`), largest value first; value 0 where a row has fewer."""
+        """Indices and values (n, at least `width`), in order of the features; value 0 where a row has fewer."""
         counts = np.diff(self.starts)
         width = max(width, int(counts.max(initial=0)))
-        place = np.arange(len(self.indices)) - np.repeat(self.starts[:-1], counts)
+        rows, place = self.rows, np.arange(len(self.indices)) - np.repeat(self.starts[:-1], counts)
         indices, values = np.zeros((self.n, width), np.int32), np.zeros((self.n, width), self.values.dtype)
-        indices[self.rows, place], values[self.rows, place] = self.indices, self.values
+        indices[rows, place], values[rows, place] = self.indices, self.values
+        return indices, values
+
+    def ranked(self, width: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """`padded` with the largest value first."""
+        indices, values = self.padded(width)
         order = np.argsort(-values, axis=1, kind="stable")
         return np.take_along_axis(indices, order, axis=1), np.take_along_axis(values, order, axis=1)
 
     @classmethod
-    def joined(cls, parts: "list[Places]") -> "Places":
+    def joined(cls, parts: "list[Places]", n_features: int) -> "Places":
         """The rows of all parts, one after the other."""
         if len(parts) == 1:
             return parts[0]
+        parts = parts or [cls(np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32), n_features)]
         counts = np.concatenate([np.diff(part.starts) for part in parts])
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
         indices, values = (np.concatenate([getattr(p, name) for p in parts]) for name in ("indices", "values"))
-        return cls(starts, indices, values, parts[0].n_features)
+        return cls(starts, indices, values, n_features)
+
+
+def kth(values: np.ndarray, k: int) -> Any:
+    """(..., m) -> (...,) the k-th largest of each row, k from 1 to m."""
+    place = values.shape[-1] - k
+    return np.partition(values, place, axis=-1)[..., place]
 
 
 def largest(pre: np.ndarray, k: int, bias: np.ndarray | None = None) -> Places:
@@ -90,42 +102,40 @@ def above(pre: np.ndarray, bound: Any, bias: np.ndarray | None = None) -> Places
     return _in_slices(pre, bias, lambda rows: _entries(rows, rows > bound))
 
 
-def kth_largest(pre: np.ndarray, total: int) -> tuple[float, Places]:
+def kth_largest(pre: np.ndarray, total: int, bias: np.ndarray | None = None) -> tuple[float, Places]:
     """The `total`-th largest positive entry of the whole matrix (n, F), and all entries that reach it.
 
-    A sample of rows gives a guess that is a little too low, so that few entries have to be compared; should it be too
-    high, a lower one is tried. With fewer positive entries than `total` the bound is the smallest of them, or 0.
+    `bias` (F,) is added to `pre`, in place, on the way. A sample of rows gives a guess that is a little too low, so
+    that few entries have to be compared; should it be too high, a lower one is tried. With fewer positive entries than
+    `total` the bound is the smallest of them, or 0.
     """
-    sample = pre[:: max(1, len(pre) // 32)].reshape(-1)
+    rows = pre[:: max(1, len(pre) // 32)]
+    sample = (rows if bias is None else rows + bias).reshape(-1)
     for excess in (1.3, 2.0, 4.0, np.inf):
         place = excess * total * len(sample) / pre.size
         guess = 0.0
         if place < len(sample):
-            guess = max(0.0, float(np.partition(sample, len(sample) - 1 - int(place))[len(sample) - 1 - int(place)]))
-        found = _in_slices(pre, None, lambda rows, low=guess: _entries(rows, rows > low))
+            guess = max(0.0, float(kth(sample, int(place) + 1)))
+        found = _in_slices(pre, bias, lambda rows, low=guess: _entries(rows, rows > low))
+        bias = None  # it is in there now
         if len(found.values) >= total or guess == 0:
             break
     if len(found.values) <= total:
         return float(found.values.min(initial=np.inf)) if len(found.values) else 0.0, found
-    place = len(found.values) - total
-    kth = np.partition(found.values, place)[place]
-    return float(kth), found.where(found.values >= kth)
+    smallest = kth(found.values, total)
+    return float(smallest), found.where(found.values >= smallest)
 
 
 def _in_slices(pre: np.ndarray, bias: np.ndarray | None, choose: Any) -> Places:
     n, n_features = pre.shape
-    step = max(1, _SLICE_VALUES // n_features)
 
-    def work(part: slice) -> list[Places]:
-        out = []
-        for inner in threads.spans(part.stop - part.start, step):
-            rows = pre[part][inner]
-            if bias is not None:
-                rows += bias
-            out.append(choose(rows))
-        return out
+    def work(part: slice) -> Places:
+        rows = pre[part]
+        if bias is not None:
+            rows += bias
+        return choose(rows)
 
-    return Places.joined([places for parts in threads.in_parts(n, pre.size, work) for places in parts])
+    return Places.joined(threads.in_slices(n, _SLICE_VALUES // n_features, pre.size, work), n_features)
 
 
 def _largest(rows: np.ndarray, k: int) -> Places:
@@ -138,15 +148,12 @@ def _largest(rows: np.ndarray, k: int) -> Places:
     counts = np.diff(places.starts)
     if counts.max(initial=0) <= k:
         return places
-    padded = np.zeros((len(rows), int(counts.max())), rows.dtype)
-    place = np.arange(len(places.indices)) - np.repeat(places.starts[:-1], counts)
-    padded[places.rows, place] = places.values
-    kth = np.partition(padded, padded.shape[1] - k, axis=1)[:, padded.shape[1] - k]
-    kept = places.values >= kth[places.rows]
-    kept_counts = np.bincount(places.rows[kept], minlength=len(rows))
+    smallest, row_of = kth(places.padded()[1], k), places.rows
+    kept = places.values >= smallest[row_of]
+    kept_counts = np.bincount(row_of[kept], minlength=len(rows))
     for row in np.flatnonzero(kept_counts > k):  # several equal the k-th largest
         part = slice(places.starts[row], places.starts[row + 1])
-        equal = np.flatnonzero(places.values[part] == kth[row])
+        equal = np.flatnonzero(places.values[part] == smallest[row])
         kept[places.starts[row] + equal[len(equal) - (kept_counts[row] - k) :]] = False
     return places.where(kept)
 
@@ -163,7 +170,7 @@ def _lower_bound(rows: np.ndarray, k: int) -> np.ndarray:
         maxima = rows[:, : width * n_blocks].reshape(n, width, n_blocks).max(axis=1)
         rest = rows[:, width * n_blocks :]
         np.maximum(maxima[:, : rest.shape[1]], rest, out=maxima[:, : rest.shape[1]])
-    return np.partition(maxima, maxima.shape[1] - k, axis=1)[:, maxima.shape[1] - k]
+    return kth(maxima, k)
 
 
 def _entries(rows: np.ndarray, mask: np.ndarray) -> Places:

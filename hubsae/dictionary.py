@@ -256,9 +256,8 @@ class Dictionary(Artifact, nn.Module, tags=["mechanistic-interpretability"]):
         x = self._checked(x)
         rows = sparse.as_numpy(x).reshape(-1, self.config.d_in)
         found = [code.places for _, code in self._encode_slices(rows)]
-        empty = Places(np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32), self.n_features)
         shape, width = (*x.shape[:-1], self.n_features), self.rule.width(self.n_features)
-        return SparseCode.of(Places.joined(found or [empty]), shape, width, self.W_enc.dtype)
+        return SparseCode.of(Places.joined(found, self.n_features), shape, width, self.W_enc.dtype)
 
     def encode_slices(self, rows: np.ndarray) -> Iterator[tuple[slice, SparseCode]]:
         """(n, d_in) -> slices of the rows with their codes, each small enough that its pre-code stays under 256 MB."""

@@ -103,7 +103,7 @@ class Ragged:
     @classmethod
     def stacked(cls, parts: "Sequence[Ragged]") -> "Ragged":
         """The rows of all parts, one after the other."""
-        return cls(Places.joined([part._places for part in parts]))
+        return cls(Places.joined([part._places for part in parts], parts[0].n_features))
 
     def dense(self, other: float) -> np.ndarray:
         """(n, F), with the value `other` beside the entries."""

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from hubsae import sparse, threads
+from hubsae import choose, sparse, threads
 from hubsae.distributed import ALONE, Ranks
 from hubsae.entries import Array, Entries, Ragged, Scratch, module_of, product, stacked
 from hubsae.recipe import SAEConfig
@@ -140,7 +140,7 @@ def chosen(
     """The entries that count of a batch of n rows, x (n, d_in) being those of this process, with the pre-code."""
     W_in, scratch, found = encoder(params), scratch or Scratch(), []
     scratch.free()
-    for part in threads.spans(len(x), max(1, _PRE_VALUES // len(W_in))):
+    for part in threads.spans(len(x), _PRE_VALUES // len(W_in)):
         pre = product(x[part], W_in.T, scratch)
         found.append(rule.candidates(pre, params["b_enc"], params, k, n))
         if all(isinstance(part, Ragged) for part in found):
@@ -195,14 +195,12 @@ def _add_aux(
 def aux_code(params: Params, x: Array, dead: Array, k: int) -> Array:
     """(n, m) pre-codes of the `dead` features with all but each row's k largest set to 0."""
     pre = x @ encoder(params)[dead].T + params["b_enc"][dead]
-    m = pre.shape[1]
-    if k >= m:
+    if k >= pre.shape[1]:
         return pre
     if isinstance(pre, mx.array):
         kth = mx.min(sparse.top_k(pre, k)[1], axis=-1, keepdims=True)
     else:
-        parts = threads.in_parts(len(pre), pre.size, lambda rows: np.partition(pre[rows], m - k, axis=1)[:, m - k])
-        kth = np.concatenate(parts)[:, None]
+        kth = np.concatenate(threads.in_parts(len(pre), pre.size, lambda rows: choose.kth(pre[rows], k)))[:, None]
     return module_of(pre).where(pre >= kth, pre, 0)
 
 

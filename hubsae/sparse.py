@@ -34,7 +34,7 @@ class SparseCode:
     def _arrays(self) -> tuple[mx.array, mx.array]:
         if self._padded is not None:
             return self._padded
-        padded = self.places.padded(self._width)
+        padded = self.places.ranked(self._width)
         indices, values = (mx.array(a).reshape(*self._shape[:-1], a.shape[1]) for a in padded)
         return indices, values.astype(self._dtype)
 

@@ -105,8 +105,9 @@ class BatchTopK(Surrogate):
     name = "batchtopk"
 
     def candidates(self, pre: Array, bias: Array, params: Params, k: int, n: int) -> Entries:
-        pre += bias
-        return Ragged(choose.kth_largest(pre, k * n)[1]) if module_of(pre) is np else Dense(pre)
+        if module_of(pre) is np:
+            return Ragged(choose.kth_largest(pre, k * n, bias)[1])
+        return Dense(pre + bias)
 
     def settled(self, entries: Any, k: int, n: int, ranks: Ranks) -> Entries:
         if isinstance(entries, Ragged):
@@ -122,9 +123,9 @@ class BatchTopK(Surrogate):
         values, lengths = ranks.gathered(entries.values), ranks.gathered(np.array([len(entries.values)]))
         if len(values) <= total:
             return entries
-        kth = np.partition(values, len(values) - total)[len(values) - total]
-        kept = values > kth
-        equal = np.flatnonzero(values == kth)
+        smallest = choose.kth(values, total)
+        kept = values > smallest
+        equal = np.flatnonzero(values == smallest)
         kept[equal[: total - kept.sum()]] = True
         start = lengths[: ranks.rank].sum()
         return entries.where(kept[start : start + len(entries.values)])

@@ -106,6 +106,16 @@ def in_parts(n: int, cost: float, work: Callable[[slice], Any]) -> list[Any]:
     return list(_pool().map(work, spans(n, -(-n // n_threads()))))
 
 
+def in_slices(n: int, size: int, cost: float, work: Callable[[slice], Any]) -> list[Any]:
+    """Results of `work` on all slices of range(n) of at most `size`, in order; every thread has its part of them."""
+
+    def part_of(part: slice) -> list[Any]:
+        inner = spans(part.stop - part.start, size)
+        return [work(slice(part.start + s.start, part.start + s.stop)) for s in inner]
+
+    return [result for results in in_parts(n, cost, part_of) for result in results]
+
+
 def in_shares(starts: np.ndarray, cost: float, work: Callable[[slice], Any]) -> list[Any]:
     """As `in_parts` for items that begin at `starts` (n + 1,): slices of about as many entries each."""
     n = len(starts) - 1

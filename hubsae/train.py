@@ -69,7 +69,7 @@ class Trainer:
     ):
         self.job, self.config = job, job.config
         self.on_device = not backend.is_cpu() if on_device is None else on_device
-        self.inner, self.outer = inner, outer
+        self._scale_by(inner, outer)
         d = job.description
         self.widths = d.write_widths
         self.schedule = Schedule(job.config, n_steps, d.n_features)
@@ -79,6 +79,10 @@ class Trainer:
         self.silent_rows = np.zeros(d.n_features, np.int64)
         self.threshold, self.n_thresholds, self.n_done = 0.0, 0, 0
         self._scratch = Scratch()
+
+    def _scale_by(self, inner: Scaling, outer: Scaling) -> None:
+        self.inner, self.outer = inner, outer
+        self._scalings = (inner.on_device(), outer.on_device()) if self.on_device else (inner, outer)
 
     def _placed(self, arrays: dict[str, Any]) -> dict[str, Any]:
         """Arrays where training computes: MLX's, or NumPy's in memory of their own."""
@@ -92,7 +96,7 @@ class Trainer:
     def rows(self, batch: Array) -> tuple[Array, Array]:
         """(b, columns of all jobs) raw rows -> x (b, d_in) and y (b, d_out), scaled."""
         batch = mx.array(batch) if self.on_device else np.array(batch, copy=None)
-        inner, outer = (s.on_device() if self.on_device else s for s in (self.inner, self.outer))
+        inner, outer = self._scalings
         x = inner.apply(_columns(batch, self.job.reads))
         return x, x if self.job.same else outer.apply(_columns(batch, self.job.writes))
 
@@ -159,9 +163,11 @@ class Trainer:
     def restore(self, state: State) -> None:
         """Go on from what `state` gave."""
         arrays, values = state.arrays, state.values
-        for side in ("inner", "outer"):
-            mean, scale = (np.array(arrays[f"{side}.{part}"]) for part in ("mean", "scale"))
-            setattr(self, side, Scaling(mean, scale, tuple(values["site_scales"][side])))
+        inner, outer = (
+            Scaling(np.array(arrays[f"{s}.mean"]), np.array(arrays[f"{s}.scale"]), tuple(values["site_scales"][s]))
+            for s in ("inner", "outer")
+        )
+        self._scale_by(inner, outer)
         self.params, self.adam.first, self.adam.second = (
             self._placed({name: arrays[f"{part}.{name}"] for name in self.params})
             for part in ("params", "first", "second")

@@ -116,12 +116,8 @@ def _each(function: Callable[[np.ndarray, np.ndarray], Any]) -> Callable[..., np
         flat = np.ascontiguousarray(x).reshape(-1)
         out = np.empty_like(flat)
 
-        @_quiet
-        def work(part: slice) -> None:
-            for inner in threads.spans(part.stop - part.start, _SLICE_VALUES):
-                function(flat[part][inner], out[part][inner])
-
-        threads.in_parts(flat.size, 8 * flat.size, work)
+        work = _quiet(lambda part: function(flat[part], out[part]))
+        threads.in_slices(flat.size, _SLICE_VALUES, 8 * flat.size, work)
         return out.reshape(x.shape)
 
     return call
@@ -174,12 +170,8 @@ def _softmax(x: np.ndarray, axis: Any = None, **settings: Any) -> np.ndarray | N
     rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
     out = np.empty_like(rows)
 
-    @_quiet
-    def work(part: slice) -> None:
-        for inner in threads.spans(part.stop - part.start, max(1, _SLICE_VALUES // rows.shape[1])):
-            _normalise(rows[part][inner], out[part][inner])
-
-    threads.in_parts(len(rows), 8 * rows.size, work)
+    work = _quiet(lambda part: _normalise(rows[part], out[part]))
+    threads.in_slices(len(rows), _SLICE_VALUES // rows.shape[1], 8 * rows.size, work)
     return out.reshape(x.shape)
 
 
@@ -191,12 +183,11 @@ def _logsumexp(x: np.ndarray, axis: Any = None, keepdims: bool = False, **settin
 
     @_quiet
     def work(part: slice) -> None:
-        for inner in threads.spans(part.stop - part.start, max(1, _SLICE_VALUES // rows.shape[1])):
-            most = rows[part][inner].max(axis=1, keepdims=True)
-            most[np.isinf(most)] = 0
-            out[part][inner] = np.log(np.exp(rows[part][inner] - most).sum(axis=1, keepdims=True)) + most
+        most = rows[part].max(axis=1, keepdims=True)
+        most[np.isinf(most)] = 0
+        out[part] = np.log(np.exp(rows[part] - most).sum(axis=1, keepdims=True)) + most
 
-    threads.in_parts(len(rows), 8 * rows.size, work)
+    threads.in_slices(len(rows), _SLICE_VALUES // rows.shape[1], 8 * rows.size, work)
     return out.reshape(*x.shape[:-1], *([1] if keepdims else []))
 
 
@@ -227,22 +218,20 @@ def _attention(
     out = np.empty((b * h, n, v.shape[-1]), np.float32)
 
     @_quiet
-    def work(part: slice) -> None:
-        for heads in threads.spans(part.stop - part.start, max(1, _SCORES // (min(n, _ROWS) * m))):
-            heads = slice(part.start + heads.start, part.start + heads.stop)
-            keys, values = k[shared[heads]], v[shared[heads]]
-            for rows in threads.spans(n, _ROWS):
-                stop = m - n + rows.stop if causal else m
-                scores = (q[heads, rows] * np.float32(scale)) @ keys[:, :stop].swapaxes(1, 2)
-                if causal:
-                    size = rows.stop - rows.start
-                    scores[..., stop - size :] += _LATER[:size, :size]
-                elif given is not None:
-                    _apply(np.stack([given[divmod(i, h)][rows] for i in range(heads.start, heads.stop)]), scores)
-                _normalise(scores, scores)
-                np.matmul(scores, values[:, :stop], out=out[heads, rows])
+    def work(heads: slice) -> None:
+        keys, values = k[shared[heads]], v[shared[heads]]
+        for rows in threads.spans(n, _ROWS):
+            stop = m - n + rows.stop if causal else m
+            scores = (q[heads, rows] * np.float32(scale)) @ keys[:, :stop].swapaxes(1, 2)
+            if causal:
+                size = rows.stop - rows.start
+                scores[..., stop - size :] += _LATER[:size, :size]
+            elif given is not None:
+                _apply(np.stack([given[divmod(i, h)][rows] for i in range(heads.start, heads.stop)]), scores)
+            _normalise(scores, scores)
+            np.matmul(scores, values[:, :stop], out=out[heads, rows])
 
-    threads.in_parts(b * h, 8.0 * b * h * n * m, work)
+    threads.in_slices(b * h, _SCORES // (min(n, _ROWS) * m), 8.0 * b * h * n * m, work)
     return out.reshape(b, h, n, -1)
 
 

@@ -49,7 +49,9 @@ def test_the_k_largest_positive_entries_are_chosen(n_features, k, kind):
 @pytest.mark.usefixtures("on_threads")
 def test_a_bias_is_added_on_the_way():
     pre, bias = draw(50, 300), draw(300, seed=1)
-    for choice in (lambda p, b: choose.largest(p, 9, b), lambda p, b: choose.above(p, 0.5, b)):
+    choices = [lambda p, b: choose.largest(p, 9, b), lambda p, b: choose.above(p, 0.5, b)]
+    choices += [lambda p, b, n=n: choose.kth_largest(p, n, b)[1] for n in (10, 100, 7000)]
+    for choice in choices:
         given = pre.copy()
         assert np.array_equal(dense(choice(given, bias)), dense(choice(pre + bias, None)))
         assert np.array_equal(given, pre + bias)
@@ -88,7 +90,7 @@ def test_values_that_are_not_finite_are_no_reason_to_fall():
 def kinds(places: choose.Places) -> list[tuple[Any, Any]]:
     """The same matrix as every kind, with what brings an array to it."""
     whole = dense(places)
-    indices, values = places.padded()
+    indices, values = places.ranked()
     return [
         (entries.Ragged(places), np.asarray),
         (entries.Dense(whole), np.asarray),
@@ -143,7 +145,7 @@ def test_scratch_memory_is_used_again_and_never_twice_at_once():
 
 def test_padding_puts_the_largest_first():
     places = choose.above(np.array([[0.5, -1, 2, 0], [0, 0, 0, 0], [1, 3, 2, 0.1]], np.float32), 0.0)
-    indices, values = places.padded()
+    indices, values = places.ranked()
     assert values.tolist() == [[2, 0.5, 0, 0], [0, 0, 0, 0], [3, 2, 1, pytest.approx(0.1)]]
     assert indices[0, :2].tolist() == [2, 0]
     assert indices[2].tolist() == [1, 2, 0, 3]
