@@ -12,24 +12,31 @@ backend.prepare()  # before anything imports mlx.core
 
 if TYPE_CHECKING:
     from hubsae.api import SAE, Crosscoder, InterpretableModel, SAETrainer, Transcoder, load_sae, train_crosscoder
+    from hubsae.circuits import Circuit, find_feature_circuits
     from hubsae.curation import Curation
     from hubsae.dataset import ActivationDataset
     from hubsae.dictionary import Dictionary, DictionaryConfig
     from hubsae.errors import HubsaeError, HubsaeWarning
     from hubsae.evaluate import Evaluation
+    from hubsae.features import Features
+    from hubsae.labelers import EndpointLabeler
     from hubsae.recipe import CrosscoderConfig, SAEConfig, TranscoderConfig
     from hubsae.sites import Site
     from hubsae.sparse import SparseCode
+    from hubsae.survey import SurveyConfig
     from hubsae.tokens import TokenConfig
 
 _HOMES = {
     "ActivationDataset": "dataset",
+    "Circuit": "circuits",
     "Crosscoder": "api",
     "CrosscoderConfig": "recipe",
     "Curation": "curation",
     "Dictionary": "dictionary",
     "DictionaryConfig": "dictionary",
+    "EndpointLabeler": "labelers",
     "Evaluation": "evaluate",
+    "Features": "features",
     "HubsaeError": "errors",
     "HubsaeWarning": "errors",
     "InterpretableModel": "api",
@@ -38,9 +45,11 @@ _HOMES = {
     "SAETrainer": "api",
     "Site": "sites",
     "SparseCode": "sparse",
+    "SurveyConfig": "survey",
     "TokenConfig": "tokens",
     "Transcoder": "api",
     "TranscoderConfig": "recipe",
+    "find_feature_circuits": "circuits",
     "load_sae": "api",
     "train_crosscoder": "api",
 }
@@ -48,12 +57,15 @@ _HOMES = {
 __all__ = [
     "SAE",
     "ActivationDataset",
+    "Circuit",
     "Crosscoder",
     "CrosscoderConfig",
     "Curation",
     "Dictionary",
     "DictionaryConfig",
+    "EndpointLabeler",
     "Evaluation",
+    "Features",
     "HubsaeError",
     "HubsaeWarning",
     "InterpretableModel",
@@ -61,9 +73,11 @@ __all__ = [
     "SAETrainer",
     "Site",
     "SparseCode",
+    "SurveyConfig",
     "TokenConfig",
     "Transcoder",
     "TranscoderConfig",
+    "find_feature_circuits",
     "load_sae",
     "train_crosscoder",
 ]

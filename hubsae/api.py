@@ -17,6 +17,7 @@ from hubsae.evaluate import Evaluation
 from hubsae.fit import Run, fit, swept, wanted
 from hubsae.identity import Check, Difference, check_policy
 from hubsae.lm import LanguageModel
+from hubsae.questions import Questions
 from hubsae.recipe import CrosscoderConfig, SAEConfig, TranscoderConfig
 from hubsae.report import ReportTo
 from hubsae.settings import as_type
@@ -24,7 +25,7 @@ from hubsae.sites import Site, parse_sites
 from hubsae.tokens import TokenConfig
 
 
-class BoundDictionary(Dictionary):
+class BoundDictionary(Questions):
     """A dictionary with what can be asked of it together with its language model or models, `models` when bound."""
 
     models: tuple[LanguageModel, ...] = ()

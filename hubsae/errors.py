@@ -43,6 +43,10 @@ class CompatibilityError(HubsaeError):
     """An artifact and the base model at hand do not belong together."""
 
 
+class LabelError(HubsaeError):
+    """A labeler that failed, or whose answers cannot be used."""
+
+
 class HubsaeWarning(UserWarning):
     """Something works, but not as the user may believe."""
 

@@ -1,7 +1,7 @@
 """How good a dictionary is: fidelity on held-out rows, and behaviour with the reconstruction spliced into the model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import mlx.core as mx
@@ -11,6 +11,7 @@ from hubsae import metrics, tokens, vectorised
 from hubsae.activations import Models, as_models, harvest, read_chunks, width
 from hubsae.dictionary import Dictionary
 from hubsae.errors import DataError
+from hubsae.firing import Firing
 from hubsae.lm import LanguageModel, Run, padded
 from hubsae.metrics import Fidelity, Moments
 from hubsae.sites import Site, columns
@@ -25,11 +26,11 @@ class Evaluation:
     """Numbers of one dictionary on some texts; `metrics.Fidelity` and `metrics.recovered` hold the formulas.
 
     fvu, explained_variance, l0, dead_share, cosine: over `n_tokens` rows. density: (F,) share of rows in which each
-    feature is active. ce_*: mean next-token cross-entropy in nats over `n_spliced_tokens` predictions, with the written
-    sites replaced at the positions that count by the reconstruction, by zero, or by their mean. ce_recovered is against
-    zero ablation, ce_recovered_mean against mean ablation; kl is KL(original || spliced) in nats. Of several models the
-    predictions of all are taken together, and ce_recovered_per_model keeps them apart. fvu_per_site: as fvu, for the
-    columns of each written site alone. intervals: 95 % bootstrap over documents.
+    feature is active; firing: with which values. ce_*: mean next-token cross-entropy in nats over `n_spliced_tokens`
+    predictions, with the written sites replaced at the positions that count by the reconstruction, by zero, or by their
+    mean. ce_recovered is against zero ablation, ce_recovered_mean against mean ablation; kl is KL(original || spliced)
+    in nats. Of several models the predictions of all are taken together, and ce_recovered_per_model keeps them apart.
+    fvu_per_site: as fvu, for the columns of each written site alone. intervals: 95 % bootstrap over documents.
     """
 
     n_tokens: int
@@ -40,6 +41,7 @@ class Evaluation:
     dead_share: float
     cosine: float
     density: np.ndarray = field(repr=False)
+    firing: Firing = field(repr=False)
     n_spliced_tokens: int
     ce_original: float
     ce_spliced: float
@@ -54,8 +56,9 @@ class Evaluation:
 
     def to_dict(self) -> dict:
         """For metrics.json: density as a histogram of log10, what is not finite as None."""
-        data = asdict(self)
+        data = {item.name: getattr(self, item.name) for item in fields(self)}
         density = data.pop("density")
+        del data["firing"]
         data["density_log10_histogram"] = density_histogram(density)
         data["fvu_per_site"] = {site: _finite(value) for site, value in self.fvu_per_site.items()}
         data["ce_recovered_per_model"] = [_finite(value) for value in self.ce_recovered_per_model]
@@ -127,7 +130,7 @@ def evaluate_chunks(
     if sum(chunk.n_rows for chunk in chunks) < 2:
         raise DataError("the texts have fewer than 2 tokens that count, so there is nothing to evaluate on")
     models = as_models(model)
-    fidelity, per_document = _fidelity(dictionary, models, chunks)
+    fidelity, firing, per_document = _fidelity(dictionary, models, chunks)
     spliced = list(tokens.take_rows(chunks, max_spliced_rows))
     with vectorised.exponentials():
         per_model = _behaviour(dictionary, models, spliced, fidelity.moments.mean)
@@ -147,6 +150,7 @@ def evaluate_chunks(
         dead_share=fidelity.dead_share,
         cosine=fidelity.cosine,
         density=fidelity.density,
+        firing=firing,
         n_spliced_tokens=int(total[0]),
         ce_original=float(means[1]),
         ce_spliced=float(means[2]),
@@ -171,15 +175,15 @@ _BEHAVIOUR: dict[str, Callable[[np.ndarray], float]] = {
 
 def _fidelity(
     dictionary: Dictionary, models: tuple[LanguageModel, ...], chunks: Sequence[Chunk]
-) -> tuple[Fidelity, np.ndarray]:
-    """Fidelity over all rows; and (documents, 2): squared error and scatter about the overall mean."""
+) -> tuple[Fidelity, Firing, np.ndarray]:
+    """Fidelity and firing over all rows; and (documents, 2): squared error and scatter about the overall mean."""
     c = dictionary.config
     sites = tuple(dict.fromkeys((*c.read_sites, *c.write_sites)))
     where = columns(sites, [width(models, site) for site in sites])
     reads = np.concatenate([np.arange(where[s].start, where[s].stop) for s in c.read_sites])
     writes = np.concatenate([np.arange(where[s].start, where[s].stop) for s in c.write_sites])
     same = c.reads == c.writes
-    fidelity = Fidelity(dictionary.n_features)
+    fidelity, firing = Fidelity(dictionary.n_features), Firing(dictionary.n_features)
     parts: dict[int, list] = {}
     for group in groups(chunks, sum(width(models, site) for site in sites)):
         block = harvest(models, sites, group)
@@ -189,6 +193,7 @@ def _fidelity(
         for part, code in dictionary.encode_slices(x):
             y_hat = np.array(dictionary.decode(code, mx.array(x[part]) if c.skip else None))
             fidelity.add(y[part], y_hat, code.active_counts())
+            firing.add(code.places)
             errors[part] = np.square(y[part] - y_hat).sum(axis=1, dtype=np.float64)
         documents = np.array([chunk.document for chunk in group])[block.chunk]
         for document in np.unique(documents):
@@ -201,7 +206,7 @@ def _fidelity(
         (sum(e for e, _ in p), sum(m.scatter.sum() + m.n * np.square(m.mean - mean).sum() for _, m in p))
         for p in parts.values()
     ]
-    return fidelity, np.array(rows)
+    return fidelity, firing, np.array(rows)
 
 
 def _behaviour(

@@ -1,142 +1,363 @@
-"""What the features of one dictionary fire on: codes of a text collection, top examples, match with known concepts."""
+"""`Features`: what is known of every feature of a dictionary, as arrays, as tables, and as a file that others read."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
-import scipy.sparse
 
-from hubsae.activations import harvest
-from hubsae.dictionary import Dictionary
-from hubsae.errors import DataError
-from hubsae.lm import LanguageModel
-from hubsae.tokens import Chunk, groups
+from hubsae import feature_file
+from hubsae.errors import ArtifactError, DataError
+from hubsae.feature_file import FEATURES, FeatureFile
+from hubsae.firing import BINS, Firing
+from hubsae.tables import Marked, Shown, Table, number
 
-THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
-
-_CONTEXT_TOKENS = 8
-
-
-@dataclass(frozen=True)
-class Codes:
-    """Codes of many rows: `matrix` (n, F) in SciPy's CSR, and for each row its chunk in `chunks` and position there."""
-
-    matrix: Any
-    chunk: np.ndarray
-    position: np.ndarray
-    chunks: Sequence[Chunk]
-
-
-@dataclass(frozen=True)
-class ConceptMatch:
-    """How well a feature above its threshold tells what carries `concept`; f1: harmonic mean of the other two."""
-
-    feature: int
-    concept: str
-    precision: float
-    recall: float
-    f1: float
+Kind = Literal["top", "quantile", "random"]
+_BARS = " ▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
 class Example:
-    """A token on which a feature fires, with its value and the text around it."""
+    """A piece of text in which a feature fires.
+
+    value: the feature's value at token `at`. values: its value on every one of `tokens`, 0 where it does not fire.
+    ids: the token ids. document: the number of the text it comes from.
+    """
 
     value: float
-    before: str
-    token: str
-    after: str
+    at: int
+    document: int
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    values: tuple[float, ...]
+
+    @property
+    def marked(self) -> Marked:
+        return Marked(self.tokens, self.values)
 
     def __str__(self) -> str:
-        return f"{self.before}«{self.token}»{self.after}"
+        return str(self.marked)
 
 
-def encode_chunks(dictionary: Dictionary, model: LanguageModel, chunks: Sequence[Chunk]) -> Codes:
-    """The codes of all rows of the chunks, one pass of the model, sparse throughout."""
-    matrices, chunk_of, positions = [], [], []
-    start = 0
-    for group in groups(chunks, dictionary.config.d_in):
-        block = harvest(model, dictionary.config.read_sites, group)
-        matrices += [code.csr for _, code in dictionary.encode_slices(block.rows)]
-        chunk_of.append(block.chunk + start)
-        positions.append(block.position)
-        start += len(group)
-    if not matrices:
-        raise DataError("no texts with tokens that count, so no feature can be looked at")
-    matrix = scipy.sparse.vstack(matrices, format="csr")
-    return Codes(matrix, np.concatenate(chunk_of), np.concatenate(positions), chunks)
+@dataclass(frozen=True)
+class TokenWeight:
+    """A token and how far a feature raises (or lowers) its logit."""
+
+    token_id: int
+    token: str
+    weight: float
 
 
-def top_examples(codes: Codes, model: LanguageModel, feature: int, n: int = 3) -> list[Example]:
-    """The `n` tokens with the largest values of a feature, at most one a chunk, largest first."""
-    if not 0 <= feature < codes.matrix.shape[1]:
-        raise DataError(f"feature {feature}: this dictionary has features 0 to {codes.matrix.shape[1] - 1}")
-    column = codes.matrix[:, [feature]].tocoo()
-    found: list[Example] = []
-    seen: set[int] = set()
-    for i in np.argsort(-column.data, kind="stable"):
-        row = column.row[i]
-        number, at = int(codes.chunk[row]), int(codes.position[row])
-        if number in seen:
-            continue
-        seen.add(number)
-        ids = codes.chunks[number].ids
-        before, token, after = (
-            model.tokenizer.decode(ids[a:b].tolist(), skip_special_tokens=True)
-            for a, b in ((max(0, at - _CONTEXT_TOKENS), at), (at, at + 1), (at + 1, at + 1 + _CONTEXT_TOKENS))
-        )
-        found.append(Example(float(column.data[i]), before, token, after))
-        if len(found) == n:
-            break
-    return found
+@dataclass(frozen=True)
+class Neighbour:
+    """Another feature, how close it is (-1 to 1), and in how many sampled rows both fired (None: not counted)."""
+
+    feature: int
+    score: float
+    count: int | None = None
 
 
-def pool(codes: Codes, unit: np.ndarray, n_units: int) -> Any:
-    """(n_units, F) CSR: largest value of each feature over the rows of a unit, such as a word; unit -1 is left out.
+@dataclass(frozen=True)
+class Label:
+    """What a feature means in words; `score`: balanced accuracy on held-out examples (0.5 is chance), None unscored."""
 
-    unit: (n,) the unit that each row belongs to.
+    text: str
+    score: float | None
+    n_scored: int
+    labeler: str
+
+
+@dataclass(frozen=True, repr=False)
+class Features(Shown):
+    """Numbers, examples and labels of all F features, measured on `n_tokens` tokens of some texts.
+
+    Arrays have one entry a feature: `n_active`, `density`, `mean` (the typical activation: mean value where it fires),
+    `std`, `maximum`, `dead`, `site_norms` (F, sites). Examples and the rest are there after a pass over texts
+    (`feature_statistics`); training alone gives the numbers. `columns` are as in features.parquet.
     """
-    entries, n_features = codes.matrix.tocoo(), codes.matrix.shape[1]
-    inside = unit[entries.row] >= 0
-    keys = unit[entries.row[inside]].astype(np.int64) * n_features + entries.col[inside]
-    order = np.argsort(keys, kind="stable")
-    keys, values = keys[order], entries.data[inside][order]
-    starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]]) if len(keys) else np.zeros(0, int)
-    largest = np.maximum.reduceat(values, starts) if len(keys) else values
-    return scipy.sparse.csr_matrix((largest, divmod(keys[starts], n_features)), shape=(n_units, n_features))
 
+    columns: Mapping[str, Any]
+    info: dict
 
-def match_concepts(values: Any, carried: np.ndarray, names: Sequence[str], fit: np.ndarray) -> list[ConceptMatch]:
-    """The best feature of each concept, best match first.
+    @classmethod
+    def of_firing(cls, firing: Firing, *, n_documents: int, data: str, **columns: Any) -> Self:
+        """From what was summed over texts called `data`; further columns are taken as they are."""
+        own = {
+            "n_active": firing.n_active,
+            "mean": firing.mean,
+            "std": firing.std,
+            "maximum": firing.maximum,
+            "histogram": firing.histogram,
+            "histogram_top": firing.top,
+        }
+        return cls({**own, **columns}, {"n_tokens": firing.n_tokens, "n_documents": n_documents, "data": data})
 
-    values (units, F), CSR: features on units such as words or tokens; carried (units, concepts): which carry which
-    concept. A feature says yes above a threshold, one of `THRESHOLDS` times its largest value. Feature and threshold
-    are chosen by F1 on the units where `fit` (units,) is true; precision, recall and F1 are those on the others.
-    """
-    if carried.shape != (values.shape[0], len(names)) or fit.shape != (values.shape[0],):
-        raise DataError(
-            f"concepts of shape {carried.shape} and a split of shape {fit.shape} for {values.shape[0]} units "
-            f"and {len(names)} names"
+    @classmethod
+    def load(cls, path: str | Path, n_features: int | None = None) -> Self:
+        """From features.parquet or the folder it is in; columns are read when they are used."""
+        path = Path(path)
+        file = FeatureFile(path / FEATURES if path.is_dir() else path)
+        if n_features is not None and file.n_features != n_features:
+            raise ArtifactError(f"{file.path} is of {file.n_features} features, the dictionary has {n_features}")
+        if not isinstance(file.info.get("n_tokens"), int) or not {"n_active", "mean", "maximum"} <= set(file):
+            raise ArtifactError(f"{file.path}: has no numbers of features in it")
+        return cls(file, file.info)
+
+    def save(self, path: str | Path) -> None:
+        """Write features.parquet (into `path`, where that is a folder)."""
+        path = Path(path)
+        feature_file.write(path / FEATURES if path.is_dir() else path, self.columns, self.info)
+
+    @property
+    def n_features(self) -> int:
+        return len(self.columns["n_active"])
+
+    def __len__(self) -> int:
+        return self.n_features
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens it was measured on."""
+        return self.info["n_tokens"]
+
+    @property
+    def data(self) -> str:
+        """The texts it was measured on, as they were called."""
+        return str(self.info.get("data", "unnamed texts"))
+
+    @property
+    def n_active(self) -> np.ndarray:
+        return self.columns["n_active"]
+
+    @property
+    def density(self) -> np.ndarray:
+        """(F,) share of tokens on which each fires."""
+        return self.n_active / max(self.n_tokens, 1)
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.columns["mean"]
+
+    @property
+    def std(self) -> np.ndarray:
+        return self.columns["std"]
+
+    @property
+    def maximum(self) -> np.ndarray:
+        return self.columns["maximum"]
+
+    @property
+    def dead(self) -> np.ndarray:
+        """(F,) true where it never fired."""
+        return self.n_active == 0
+
+    @property
+    def site_norms(self) -> np.ndarray | None:
+        """(F, sites) norms of what each writes at every site."""
+        return self.columns.get("site_norms")
+
+    @property
+    def has_examples(self) -> bool:
+        return "top_value" in self.columns
+
+    @cached_property
+    def vocabulary(self) -> dict[int, str]:
+        """Texts of the tokens that occur in examples and among promoted tokens."""
+        return {int(i): str(text) for i, text in (self.info.get("vocabulary") or {}).items()}
+
+    def check(self, feature: int, *, alive: bool = False) -> int:
+        """The id of a feature; raises `DataError` where there is none, or (`alive`) where it never fired."""
+        if isinstance(feature, bool) or not isinstance(feature, int | np.integer):
+            raise DataError(f"feature {feature!r}: expected a number")
+        if not 0 <= feature < self.n_features:
+            raise DataError(f"feature {feature}: this dictionary has features 0 to {self.n_features - 1}")
+        if alive and self.n_active[feature] == 0:
+            lively = ", ".join(map(str, np.argsort(-self.n_active)[:5]))
+            raise DataError(
+                f"feature {feature} is dead: it fired on none of {self.n_tokens:,} tokens ({self.data}). "
+                f"{int((~self.dead).sum())} of {self.n_features} features did, most often {lively}"
+            )
+        return int(feature)
+
+    def label(self, feature: int) -> Label | None:
+        """The label of a feature, if it has one."""
+        if "label" not in self.columns or not (text := self.columns["label"][self.check(feature)]):
+            return None
+        score = float(self.columns["label_score"][feature])
+        n = int(self.columns["label_examples"][feature])
+        return Label(text, None if np.isnan(score) else score, n, self.columns["labeler"][feature] or "")
+
+    @property
+    def labels(self) -> dict[int, Label]:
+        """The features that have labels."""
+        found = {i: self.label(i) for i, text in enumerate(self.columns.get("label", ())) if text}
+        return {i: label for i, label in found.items() if label}
+
+    def labelled(self, labels: Mapping[int, Label]) -> Self:
+        """The same with these labels added or replaced."""
+        n = self.n_features
+        texts, labelers = (list(self.columns.get(name, [None] * n)) for name in ("label", "labeler"))
+        scores = np.array(self.columns.get("label_score", np.full(n, np.nan)))
+        counts = np.array(self.columns.get("label_examples", np.zeros(n, np.int64)))
+        for feature, label in labels.items():
+            self.check(feature)
+            texts[feature], labelers[feature] = label.text, label.labeler
+            scores[feature] = np.nan if label.score is None else label.score
+            counts[feature] = label.n_scored
+        new = {"label": texts, "label_score": scores, "label_examples": counts, "labeler": labelers}
+        given = self.columns
+        base = given.maps[-1] if isinstance(given, ChainMap) else given
+        return replace(self, columns=ChainMap(new, base))  # type: ignore[arg-type]  # columns of a file stay unread
+
+    def histogram(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
+        """Edges (BINS + 1,) and counts (BINS,) of the values with which a feature fires."""
+        feature = self.check(feature)
+        return np.linspace(0, self.columns["histogram_top"][feature], BINS + 1), self.columns["histogram"][feature]
+
+    def examples(self, feature: int, kind: Kind = "top", n: int | None = None) -> list[Example]:
+        """Examples of a feature, at most one of a chunk of text.
+
+        `"top"`: with the largest values, largest first. `"random"`: of chance. `"quantile"`: of the random ones those
+        at equal steps of their values, so that weak firing is seen too, strongest first.
+        """
+        feature = self.check(feature)
+        if not self.has_examples:
+            raise DataError("no examples are known yet; call feature_statistics(texts) first")
+        prefix = "top" if kind == "top" else "random"
+        values = self.columns[f"{prefix}_value"][feature]
+        found = np.flatnonzero(values > 0)
+        n = len(found) if n is None else min(n, len(found))
+        if kind == "quantile" and n:
+            ranked = found[np.argsort(-values[found], kind="stable")]
+            found = ranked[((np.arange(n) + 0.5) * len(ranked) / n).astype(int)]
+        return [self._example(prefix, feature, int(place)) for place in found[:n]]
+
+    def _example(self, prefix: str, feature: int, place: int) -> Example:
+        column = {name: self.columns[f"{prefix}_{name}"][feature] for name in ("value", "document", "at")}
+        width = int(self.info["window"])
+        part = slice(place * width, (place + 1) * width)
+        ids = self.columns[f"{prefix}_tokens"][feature][part]
+        values = self.columns[f"{prefix}_values"][feature][part]
+        there = ids >= 0
+        return Example(
+            float(column["value"][place]),
+            int(column["at"][place]),
+            int(column["document"][place]),
+            tuple(ids[there].tolist()),
+            tuple(self.vocabulary.get(int(i), "�") for i in ids[there]),
+            tuple(values[there].tolist()),
         )
-    peak = np.asarray(values.max(axis=0).todense()).ravel()
-    best: dict[str, tuple[float, int, float, float, float]] = dict.fromkeys(names, (-1.0, 0, 0.0, 0.0, 0.0))
-    for threshold in THRESHOLDS:
-        says = values.copy()
-        says.data = (values.data > threshold * peak[values.indices]).astype(np.float32)
-        chosen = _scores(says[fit], carried[fit])[2]
-        precision, recall, f1 = _scores(says[~fit], carried[~fit])
-        for j, name in enumerate(names):
-            i = int(chosen[:, j].argmax())
-            if chosen[i, j] > best[name][0]:
-                best[name] = (float(chosen[i, j]), i, float(precision[i, j]), float(recall[i, j]), float(f1[i, j]))
-    matches = [ConceptMatch(i, name, precision, recall, f1) for name, (_, i, precision, recall, f1) in best.items()]
-    return sorted(matches, key=lambda m: (-m.f1, m.concept))
+
+    def token_weights(self, feature: int, kind: Literal["promoted", "suppressed"]) -> list[TokenWeight]:
+        """The tokens whose logits a feature raises or lowers most; empty where it writes nowhere in the residual."""
+        feature = self.check(feature)
+        if f"{kind}_ids" not in self.columns:
+            return []
+        ids, weights = (self.columns[f"{kind}_{name}"][feature] for name in ("ids", "weights"))
+        pairs = zip(ids, weights, strict=True)
+        return [TokenWeight(int(i), self.vocabulary.get(int(i), "�"), float(w)) for i, w in pairs if i >= 0]
+
+    def cofiring(self, feature: int) -> list[Neighbour]:
+        """The features that most often fire on the same tokens, by phi (the correlation of firing or not)."""
+        feature = self.check(feature)
+        if "cofiring_ids" not in self.columns:
+            return []
+        names = ("cofiring_ids", "cofiring_phi", "cofiring_counts")
+        triples = zip(*(self.columns[name][feature] for name in names), strict=True)
+        return [Neighbour(int(i), float(phi), int(count)) for i, phi, count in triples if i >= 0]
+
+    def similar(self, feature: int) -> list[Neighbour]:
+        """The features whose decoder rows point most nearly the same way, by cosine."""
+        feature = self.check(feature)
+        if "similar_ids" not in self.columns:
+            return []
+        pairs = zip(*(self.columns[name][feature] for name in ("similar_ids", "similar_cosine")), strict=True)
+        return [Neighbour(int(i), float(cosine)) for i, cosine in pairs if i >= 0]
+
+    def name(self, feature: int) -> str:
+        """A few words for a table: its label, else the tokens it fires on most."""
+        if label := self.label(feature):
+            return label.text
+        if not self.has_examples or not self.n_active[feature]:
+            return ""
+        tokens = dict.fromkeys(e.tokens[e.at].strip() for e in self.examples(feature, "top", 5))
+        return " | ".join(token for token in tokens if token)
+
+    def tables(self) -> list[Table]:
+        alive = np.flatnonzero(~self.dead)
+        order = alive[np.argsort(-self.density[alive], kind="stable")]
+        shown = [*order[:5], *order[max(5, len(order) - 5) :]]
+        density = np.log10(self.density[alive]) if len(alive) else np.zeros(0)
+        counts, edges = np.histogram(density, np.arange(-6, 0.5, 0.5)) if len(alive) else (np.zeros(1), np.zeros(2))
+        title = (
+            f"{self.n_features:,} features on {self.n_tokens:,} tokens ({self.data}): "
+            f"{int(self.dead.sum()):,} dead, {self.density.sum():.1f} active a token, {len(self.labels):,} labelled"
+        )
+        note = f"density from 1e{edges[0]:.0f} to 1e{edges[-1]:.0f}: {bars(counts)}"
+        rows = [
+            (int(i), float(self.density[i]), float(self.mean[i]), float(self.maximum[i]), self.name(int(i)))
+            for i in shown
+        ]
+        head = ("feature", "density", "mean", "max", "label, or tokens it fires on")
+        return [Table(title, head, rows, note)]
 
 
-def _scores(says: Any, carried: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(F, concepts) precision, recall and F1 of 0/1 answers."""
-    both = np.asarray(says.T @ carried.astype(np.float32))
-    yes = np.asarray(says.sum(axis=0)).reshape(-1, 1)
-    true = carried.sum(axis=0).reshape(1, -1)
-    return both / np.maximum(yes, 1), both / np.maximum(true, 1), 2 * both / np.maximum(yes + true, 1)
+@dataclass(frozen=True, repr=False)
+class FeatureView(Shown):
+    """One feature, to look at: numbers, examples of all kinds, promoted tokens, neighbours, histogram of its values."""
+
+    feature: int
+    features: Features
+
+    @property
+    def label(self) -> Label | None:
+        return self.features.label(self.feature)
+
+    def tables(self) -> list[Table]:
+        f, i = self.features, self.feature
+        edges, counts = f.histogram(i)
+        used = int(np.flatnonzero(counts).max()) + 1
+        rows = [
+            ("fires on", f"{number(100 * float(f.density[i]))} % of {f.n_tokens:,} tokens ({f.data})"),
+            ("typical value", f"{number(float(f.mean[i]))} (largest {number(float(f.maximum[i]))})"),
+            ("its values", f"0 {bars(counts[:used])} {number(float(edges[used]))}"),
+        ]
+        if label := self.label:
+            score = "not scored" if label.score is None else f"detection {label.score:.2f} on {label.n_scored}"
+            rows.insert(0, ("label", f"{label.text} ({score}; {label.labeler})"))
+        if (norms := f.site_norms) is not None and norms.shape[1] > 1:
+            sites = zip(f.info.get("sites", range(norms.shape[1])), norms[i], strict=True)
+            rows.append(("decoder norms", ", ".join(f"{site} {number(float(n))}" for site, n in sites)))
+        for kind in ("promoted", "suppressed"):
+            if weights := f.token_weights(i, kind):
+                named = (f"{w.token!r} {number(w.weight)}" for w in weights[:6])
+                rows += [(f"{kind} tokens", ", ".join(named))]
+        for title, found in (("fires together with", f.cofiring(i)), ("similar decoders", f.similar(i))):
+            if found:
+                named = (f"{n.feature} ({number(n.score)}{_named(f, n.feature)})" for n in found[:5])
+                rows.append((title, ", ".join(named)))
+        tables = [Table(f"feature {i}", ("", ""), rows)]
+        kinds: Sequence[tuple[Kind, str, int]] = (
+            ("top", "top", 8),
+            ("quantile", "quantile", 5),
+            ("random", "random", 3),
+        )
+        for kind, name, n in kinds if f.has_examples else ():
+            examples = [(e.value, e.marked) for e in f.examples(i, kind, n)]
+            tables.append(Table(f"{name} examples", ("value", "text"), examples))
+        return tables
+
+
+def _named(features: Features, feature: int) -> str:
+    label = features.label(feature)
+    return f", {label.text}" if label else ""
+
+
+def bars(counts: Any) -> str:
+    """Counts as a line of little bars; what is not 0 is seen."""
+    counts = np.asarray(counts, float)
+    heights = np.ceil(counts / max(counts.max(initial=0), 1) * (len(_BARS) - 1)).astype(int)
+    return "".join(_BARS[h] for h in heights)

@@ -12,15 +12,18 @@ from hubsae import backend, evaluate
 from hubsae.activations import as_models, width
 from hubsae.checkpoint import Checkpoints
 from hubsae.dataset import ActivationDataset
-from hubsae.dictionary import Dictionary, DictionaryConfig
+from hubsae.dictionary import DictionaryConfig
 from hubsae.distributed import ranks
 from hubsae.errors import ConfigError, DataError, warn
+from hubsae.features import Features
 from hubsae.hub import check_target
 from hubsae.hub_client import library_version
 from hubsae.lm import LanguageModel
+from hubsae.questions import Questions
 from hubsae.recipe import SAEConfig
 from hubsae.report import Reports, ReportTo, check_report
 from hubsae.sites import Site, columns
+from hubsae.survey import site_norms
 from hubsae.tokens import TokenConfig
 from hubsae.train import Job, train_jobs
 
@@ -90,7 +93,7 @@ def wanted(
 
 
 def fit(
-    models: Sequence[LanguageModel], all_wanted: Sequence[Wanted], kind: type[Dictionary], dataset: Any, run: Run
+    models: Sequence[LanguageModel], all_wanted: Sequence[Wanted], kind: type[Questions], dataset: Any, run: Run
 ) -> list[Any]:
     """Train, judge and save every dictionary; nothing long is done before all that can be checked is known to work."""
     models = as_models(models)
@@ -213,9 +216,9 @@ def _checkpoints(jobs: Sequence[Job], data: ActivationDataset, config: SAEConfig
 
 
 def _judge(
-    dictionary: Dictionary, models: tuple[LanguageModel, ...], data: ActivationDataset, name: str, dataset: str | None
+    dictionary: Questions, models: tuple[LanguageModel, ...], data: ActivationDataset, name: str, dataset: str | None
 ) -> bool:
-    """Fill `metrics` from the texts held out; warns and returns False where they are too few."""
+    """Fill `metrics` and `features` (numbers only) from the texts held out; warns, False, where they are too few."""
     try:
         result = evaluate.evaluate_chunks(dictionary, models, data.held_out_chunks)
     except DataError as error:
@@ -226,6 +229,9 @@ def _judge(
         return False
     label = f"{name}: texts held out from training"
     dictionary.metrics = {**result.to_dict(), "data": {"name": label, "dataset": dataset}}
+    dictionary.features = Features.of_firing(
+        result.firing, n_documents=result.n_documents, data=label, site_norms=site_norms(dictionary)
+    )
     return True
 
 

@@ -6,7 +6,7 @@ torch: the same methods with the same signatures, on top of `huggingface_hub.Mod
 
 import glob
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Self
 
@@ -35,13 +35,27 @@ from hubsae.store import (
 
 @dataclass(frozen=True)
 class Source:
-    """Where an artifact was loaded from: a folder, or a repository at a commit."""
+    """Where an artifact was loaded from: a folder, or a repository (or a folder inside) at a commit."""
 
     name: str
     revision: str | None = None
+    access: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.name}@{self.revision[:8]}" if self.revision else self.name
+
+    def file(self, name: str) -> Path | None:
+        """A further file of the same folder or commit, downloaded where it is needed; None where there is none."""
+        if self.revision is None:
+            path = Path(self.name, name)
+            return path if path.is_file() else None
+        with hub_errors(self.name, self.revision):
+            try:
+                return Path(hf_hub_download(filename=name, revision=self.revision, **self.access))
+            except hf.LocalEntryNotFoundError:
+                raise
+            except hf.EntryNotFoundError:
+                return None
 
 
 class Artifact(ModelHubMixin, library_name="hubsae"):
@@ -52,6 +66,7 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
     """
 
     card_template: ClassVar[str]
+    more_files: ClassVar[tuple[str, ...]] = ()  # that `_save_pretrained` may write beside the arrays
     config: Any
     statistics: dict
     metrics: dict
@@ -120,7 +135,7 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
         own = asdict(self.config)
         if config is not None and (config if isinstance(config, dict) else asdict(config)) != own:
             raise ConfigError("config differs from this artifact's own, which its arrays belong to; leave it out")
-        with staged(target, whole=(STATISTICS, METRICS)) as stage:
+        with staged(target, whole=(STATISTICS, METRICS, *self.more_files)) as stage:
             self._save_pretrained(stage)
             write_json(stage / CONFIG, own)
             for name, content in ((STATISTICS, self.statistics), (METRICS, self.metrics)):
@@ -222,7 +237,9 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
                 local_files_only=local_files_only,
             )
             name = model_id if inside == PurePosixPath() else f"{model_id}/{inside}"
-            folder, source = root / inside, Source(name, root.name)
+            access = {"repo_id": model_id, "subfolder": str(inside) if inside.parts else None, "token": token}
+            access |= {"cache_dir": cache_dir, "local_files_only": local_files_only}
+            folder, source = root / inside, Source(name, root.name, access)
         return cls._from_folder(folder, source)
 
     @classmethod
@@ -298,11 +315,15 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
                     parent_commit=info.sha,
                     allow_patterns=_as_list(allow_patterns) or None,
                     ignore_patterns=_as_list(ignore_patterns) or None,
-                    delete_patterns=[*_as_list(delete_patterns), *_absent(folder)] or None,
+                    delete_patterns=[*_as_list(delete_patterns), *self._absent(folder)] or None,
                 )
             if tag:
                 _tag(api, repo_id, tag, commit.oid)
         return commit
+
+    def _absent(self, folder: Path) -> list[str]:
+        """Files that an artifact may have and this one has not: an earlier version's must not stay behind."""
+        return [name for name in (STATISTICS, METRICS, *self.more_files) if not (folder / name).exists()]
 
 
 def _card_to_keep(candidates: list[Path]) -> str | None:
@@ -313,11 +334,6 @@ def _card_to_keep(candidates: list[Path]) -> str | None:
 
 def _as_list(patterns: list[str] | str | None) -> list[str]:
     return [patterns] if isinstance(patterns, str) else list(patterns or [])  # the client extends the caller's list
-
-
-def _absent(folder: Path) -> list[str]:
-    """Files that an artifact may have and this one has not: an earlier version's must not stay behind."""
-    return [name for name in (STATISTICS, METRICS) if not (folder / name).exists()]
 
 
 def _tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:

@@ -149,12 +149,13 @@ class LanguageModel:
         """
         from mlx_lm.models.cache import make_prompt_cache
 
-        tokens = self._checked_tokens(tokens, _offset(cache))
+        start = _offset(cache)
+        tokens = self._checked_tokens(tokens, start)
         sites = parse_sites(read)
         edits = _edits(edit)
         stop = not logits and bool(sites) and cache is None and not self._probe.looped
         shape = (tokens.shape[0], tokens.shape[1])
-        with Taps(self.layers, sites, edits, expect_shape=shape, stop=stop) as taps:
+        with Taps(self.layers, sites, edits, expect_shape=shape, stop=stop, start=start) as taps:
             try:
                 out = self.model(tokens, cache=make_prompt_cache(self.model) if cache is None else cache)
                 _refuse_missed((*sites, *edits), taps)

@@ -149,7 +149,8 @@ class Taps:
 
     An edit runs before the read of the same site, so what is read is what the model goes on with. `expect_shape`
     (batch, length) refuses streams that do not have one vector per token. With `stop` the pass ends with `AllRead`
-    after the last read.
+    after the last read. An edit that has a true `takes_position` is called as edit(value, position of its first token):
+    `start` in the first pass, and further on by the tokens that came by since.
     """
 
     def __init__(
@@ -160,12 +161,14 @@ class Taps:
         *,
         expect_shape: tuple[int, int] | None = None,
         stop: bool = False,
+        start: int = 0,
     ):
         self._layers, self._reads, self._edits = layers, frozenset(reads), dict(edits or {})
         for site, function in self._edits.items():
             if not callable(function):
                 raise SiteError(f"{site}: an intervention has to be a function, not a {type(function).__name__}")
         self._expect_shape, self._stop = expect_shape, stop
+        self._start, self._passed = start, dict[Site, int]()
         self.values: dict[Site, mx.array] = {}
         self.visits: dict[Site, int] = {}
         self.editing = False
@@ -214,9 +217,13 @@ class Taps:
         self.visits[site] = self.visits.get(site, 0) + 1
         if site not in self._edits:
             return value
+        function = self._edits[site]
+        position = self._start + self._passed.get(site, 0)
+        self._passed[site] = position - self._start + (shape[1] if len(shape) > 1 else 0)
+        where = (position,) if getattr(function, "takes_position", False) else ()
         self.editing = True  # a pass that the edit itself makes is not ours
         try:
-            edited = self._edits[site](value[...])  # a snapshot: models change arrays in place
+            edited = function(value[...], *where)  # a snapshot: models change arrays in place
         finally:
             self.editing = False
         if not isinstance(edited, mx.array) or edited.shape != shape:

@@ -269,3 +269,14 @@ def groups(stream: Iterable[Chunk], width: int, max_bytes: int = _GROUP_BYTES) -
             group, size = [], 0
     if group:
         yield group
+
+
+def token_texts(tokenizer: Any, ids: Iterable[int]) -> dict[int, str]:
+    """The text of each token id as it stands inside a text, with its leading space where it has one."""
+    encoded = callable_tokenizer(tokenizer)("a", add_special_tokens=False)["input_ids"]
+    head = tokenizer.decode(encoded)
+    found = {}
+    for i in sorted({int(i) for i in ids}):
+        text = tokenizer.decode([*encoded, i])  # alone it could lose its space
+        found[i] = text[len(head) :] if text.startswith(head) else tokenizer.decode([i])
+    return found

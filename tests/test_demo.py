@@ -4,27 +4,51 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from hubsae import features
+from hubsae import codes, concepts
+from hubsae.codes import Codes
 from hubsae.demo.run import run
-from hubsae.errors import DataError
-from hubsae.features import Codes
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo") / "sae"
+    folder = tmp_path_factory.mktemp("demo") / "saes"
     said: list[str] = []
     return run(folder, said.append), folder, "\n".join(said)
 
 
 def test_the_demo_reaches_its_figures_and_shows_them(demo):
-    (sae, matches), folder, said = demo
-    assert sae.metrics["dead_share"] < 0.05
-    assert sae.metrics["ce_recovered"] >= 0.95
-    assert len({match.feature for match in matches if match.f1 >= 0.9}) >= 10
-    assert (folder / "README.md").is_file()
-    for words in ("'Berlin", "loss recovered", "F1 0.9", "loaded back"):
+    shown, folder, said = demo
+    for layer, sae in shown.saes.items():
+        assert sae.metrics["dead_share"] < 0.05
+        assert sae.metrics["ce_recovered"] >= 0.95
+        assert {p.name for p in (folder / f"layers.{layer}.residual").iterdir()} >= {"README.md", "features.parquet"}
+    assert len({match.feature for match in shown.matches if match.f1 >= 0.9}) >= 10
+    for words in ("'Paris", "loss recovered", "F1 0.9", "loaded back"):
         assert words in said
+
+
+def test_a_feature_found_by_three_examples_is_the_concept_that_they_share(demo):
+    assert demo[0].found.f1 >= 0.9
+
+
+def test_adding_germany_less_france_turns_paris_into_berlin(demo):
+    paris, berlin = (demo[0].steered[name] for name in ("Paris", "Berlin"))
+    assert paris[0] > 0.9
+    assert paris[1] < 0.1
+    assert berlin[0] < 0.01
+    assert berlin[1] > 0.5
+    assert demo[0].continuation.strip().startswith("Berlin")
+
+
+def test_ablating_the_circuit_from_country_to_capital_changes_the_answer_and_chance_features_do_not(demo):
+    circuit = demo[0].circuit
+    assert circuit.effect.before > 0.9
+    assert circuit.effect.after < 0.5
+    assert circuit.effect.random_after > 0.9
+    assert circuit.effect.rank == 0
+    assert circuit.agreement.kept > 0.7
+    country = {match.feature for match in demo[0].matches if match.concept in ("country", "country:France")}
+    assert country & set(circuit.sources)
 
 
 def test_matching_finds_planted_concepts_and_scores_them_on_other_units():
@@ -35,7 +59,7 @@ def test_matching_finds_planted_concepts_and_scores_them_on_other_units():
     values[:, 9] = np.where(carried[:, 1] & (rng.random(4000) < 0.5), 5.0, 0)
     fit = np.arange(4000) % 2 == 0
     found = {
-        m.concept: m for m in features.match_concepts(scipy.sparse.csr_matrix(values), carried, ["a", "b", "c"], fit)
+        m.concept: m for m in concepts.match_concepts(scipy.sparse.csr_matrix(values), carried, ["a", "b", "c"], fit)
     }
     assert found["a"].feature == 7
     assert found["a"].f1 > 0.99  # its weak firings elsewhere stay below the threshold
@@ -47,12 +71,6 @@ def test_matching_finds_planted_concepts_and_scores_them_on_other_units():
 
 def test_pooling_takes_the_largest_value_of_each_word():
     matrix = scipy.sparse.csr_matrix(np.array([[1.0, 0], [3, 0], [0, 2], [9, 9]]))
-    codes = Codes(matrix, np.zeros(4, int), np.arange(4), [])
-    pooled = features.pool(codes, np.array([0, 0, 2, -1]), 3)
+    code = Codes(matrix, np.zeros(4, int), np.arange(4), [])
+    pooled = codes.pool(code, np.array([0, 0, 2, -1]), 3)
     assert pooled.toarray().tolist() == [[3, 0], [0, 0], [0, 2]]
-
-
-def test_a_feature_that_does_not_exist_is_refused(demo_model):
-    codes = Codes(scipy.sparse.csr_matrix((1, 4)), np.zeros(1, int), np.zeros(1, int), [])
-    with pytest.raises(DataError, match="features 0 to 3"):
-        features.top_examples(codes, demo_model, 4)

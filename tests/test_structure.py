@@ -17,13 +17,15 @@ PACKAGE = ROOT / "hubsae"
 ROOMS = """
 errors
 backend
-settings
+settings tables
 sites
 metrics threads distributed
 vectorised choose
 entries
-sparse
+sparse firing
 sparsity
+feature_file
+features
 identity
 store render hub_client
 hub
@@ -44,13 +46,17 @@ schedule surrogates
 losses scaling
 resample adam
 train
-evaluate
-features diffing report
+evaluate diffing report
+codes relations running unembed steer attribution graph_drawing labelers
+concepts survey text_analysis circuits label
+neighbours
+questions
 fit
 api
 demo.world
 demo.templates
 demo.atlas
+demo.judge
 demo.run
 cli
 """

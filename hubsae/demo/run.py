@@ -1,25 +1,49 @@
 """`hubsae demo`: the main job on the embedded model of an invented atlas, offline, judged against known truth."""
 
-import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
-import numpy as np
-
-from hubsae import SAE, InterpretableModel, SAEConfig, features, load_sae, tokens
+from hubsae import SAE, Circuit, InterpretableModel, SAEConfig, find_feature_circuits, load_sae
 from hubsae.backend import describe
+from hubsae.concepts import ConceptMatch
 from hubsae.demo import atlas
-from hubsae.features import Codes, ConceptMatch
+from hubsae.demo.judge import Judge
+from hubsae.tables import Table
 
 MODELS = ("atlas-llama", "atlas-neox")
-LAYER = 1
+LAYERS = (0, 2)
 TRAINING = SAEConfig(expansion_factor=8, k=16)  # the atlas has some 480 concepts, few of them in one word
 N_DOCUMENTS = 8_000
-N_JUDGED = 1_200
-_RARE = 20  # concepts on fewer words than this, in either half of the documents, are not judged
-_WORD = re.compile(r"\w+|[^\w\s]")
+N_ANALYSED = 2_000
+EXAMPLES = (
+    "Paris is the capital of France.",
+    "The capital of Japan is Tokyo.",
+    "Egypt is a country in Africa. Its capital is Cairo.",
+)
+PROMPT = "The capital of France is"
+PROMPTS = (
+    PROMPT,
+    "France is a country in Europe. The capital is",
+    "France lies in Europe. Its capital is",
+    "People in France speak French. The capital is",
+)
+FOILS = (" Berlin", " Rome", " Madrid", " Tokyo", " Oslo", " Cairo")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the demo found: the SAEs by layer; of the first one the concept matches and the feature found by examples;
+    the probabilities of Paris' and Berlin's first tokens before and after steering, and the circuit."""
+
+    saes: dict[int, SAE]
+    matches: list[ConceptMatch]
+    found: ConceptMatch
+    steered: dict[str, tuple[float, float]]
+    continuation: str
+    circuit: Circuit
 
 
 def load_model(name: str = "atlas-llama") -> InterpretableModel:
@@ -28,82 +52,81 @@ def load_model(name: str = "atlas-llama") -> InterpretableModel:
         return InterpretableModel(folder)
 
 
-def judge(sae: SAE, model: InterpretableModel, n_documents: int = N_JUDGED) -> tuple[Codes, list[ConceptMatch]]:
-    """Codes of fresh documents, and the best feature of every concept that their words carry often enough to judge.
-
-    A feature fires on a word if it fires on one of its tokens. Features and thresholds are chosen on every other
-    document and scored on the rest.
-    """
-    documents = atlas.generate(n_documents, seed=1_000_003)
-    config = tokens.TokenConfig()
-    context = config.context_for(model.max_positions)
-    chunks = list(tokens.chunks([d.text for d in documents], model.tokenizer, config, context))
-    codes = features.encode_chunks(sae, model, chunks)
-    texts = [documents[chunk.document].text for chunk in chunks]
-    words = [np.array([match.end() - 1 for match in _WORD.finditer(text)]) for text in texts]
-    first_word = np.concatenate([[0], np.cumsum([len(w) for w in words])])
-    unit_of_token = [
-        np.where(last >= 0, np.searchsorted(ends, last) + start, -1)
-        for last, ends, start in zip((_last_characters(model, t) for t in texts), words, first_word, strict=False)
-    ]
-    unit = np.array([unit_of_token[c][p] for c, p in zip(codes.chunk, codes.position, strict=True)])
-    values = features.pool(codes, unit, int(first_word[-1]))
-    names = list(atlas.concept_counts(documents))
-    carried = atlas.concept_matrix([documents[chunk.document] for chunk in chunks], words, names)
-    fit = np.concatenate([np.full(len(w), i % 2 == 0) for i, w in enumerate(words)])
-    common = np.flatnonzero(np.minimum(carried[fit].sum(axis=0), carried[~fit].sum(axis=0)) >= _RARE)
-    return codes, features.match_concepts(values, carried[:, common], [names[i] for i in common], fit)
-
-
-def _last_characters(model: InterpretableModel, text: str) -> np.ndarray:
-    """Index of the last character of each token, -1 for tokens without any."""
-    encoded = tokens.callable_tokenizer(model.tokenizer)(text, return_offsets_mapping=True)
-    return np.array([end - 1 if end > start else -1 for start, end in encoded["offset_mapping"]])
-
-
-def run(out: str | Path, say: Callable[[str], None]) -> tuple[SAE, list[ConceptMatch]]:
-    """Train, judge, show and save an SAE, and `say` what is done; returns the SAE and its concept matches."""
+def run(out: str | Path, say: Callable[[str], None]) -> Shown:
+    """Train, judge, explain, steer and save SAEs of two layers, and `say` what is done."""
     started, backend = time.time(), describe()
     say(f"{backend.device_name}, {backend.blas_name}")
     model = load_model()
-    prompt = "The capital of Germany is"
-    say(f"{model!r}\n{prompt!r} -> {model.generate(prompt, max_tokens=6)!r}\n")
+    say(f"{model!r}\n{PROMPT!r} -> {model.generate(PROMPT, max_tokens=6)!r}\n")
     texts = [document.text for document in atlas.generate(N_DOCUMENTS, seed=7)]
-    sae = model.train_sae(
-        LAYER, texts, "residual", config=TRAINING, save_path=out, dataset_name="the demo's invented atlas"
+    trained = model.train_sae(
+        LAYERS, texts, "residual", config=TRAINING, save_path=out, dataset_name="the demo's invented atlas"
     )
-    say(f"\n{sae!r}\n")
+    saes: dict[int, SAE] = dict(zip(LAYERS, trained, strict=True))
+    for layer, sae in saes.items():
+        _say_fidelity(layer, sae, say)
+        sae.feature_statistics(texts[:N_ANALYSED], dataset_name="the demo's invented atlas")
+        sae.save(Path(sae.source.name))
+    sae, judge = saes[LAYERS[0]], Judge(saes[LAYERS[0]], model)
+    matches = judge.words()
+    _say_concepts(sae, matches, say)
+    found = sae.find_feature_by_examples(EXAMPLES, against=texts[N_ANALYSED : N_ANALYSED + 400], top_k=5)
+    say(f"\nWhat do these have in common: {' / '.join(EXAMPLES)}\n{found}")
+    match = judge.sentences("fact:capital", found[0].feature)
+    say(
+        f"feature {match.feature} tells the sentences about capitals: F1 {match.f1:.2f} "
+        f"(precision {match.precision:.2f}, recall {match.recall:.2f})"
+    )
+    steered, continuation = _steer(sae, model, say)
+    circuit = find_feature_circuits(model, saes, *LAYERS, PROMPTS, top_k=12, foils=FOILS)
+    say(f"\nFrom which features of layer {LAYERS[0]} does {circuit.answers[0]!r} (Paris) come, by layer {LAYERS[1]}?")
+    say(str(circuit))
+    again = load_sae(Path(sae.source.name), model=model, check="strict")
+    say(f"\nwritten to {Path(out).resolve()}, each with its card (README.md), and loaded back: {again!r}")
+    say(f"{time.time() - started:.0f} s in all")
+    return Shown(saes, matches, match, steered, continuation, circuit)
+
+
+def _say_fidelity(layer: int, sae: SAE, say: Callable[[str], None]) -> None:
     numbers = sae.metrics
+    gap = numbers["ce_zero"] - numbers["ce_original"]
+    by_mean = 100 * (numbers["ce_zero"] - numbers["ce_mean"]) / gap
     rows = [
-        ("", "FVU", "next-token loss (nats)", "loss recovered"),
         ("original model", "0", f"{numbers['ce_original']:.4f}", "100 %"),
         ("SAE", f"{numbers['fvu']:.4f}", f"{numbers['ce_spliced']:.4f}", f"{100 * numbers['ce_recovered']:.1f} %"),
-        ("mean activation", "1", f"{numbers['ce_mean']:.4f}", _recovered_by_mean(numbers)),
+        ("mean activation", "1", f"{numbers['ce_mean']:.4f}", f"{by_mean:.1f} %"),
         ("zeros", "-", f"{numbers['ce_zero']:.4f}", "0 %"),
     ]
-    for label, fvu, loss, share in rows:
-        say(f"{label:18} {fvu:>8} {loss:>24} {share:>16}")
-    say(f"\n{numbers['l0']:.1f} of {sae.n_features} features active a token, {100 * numbers['dead_share']:.1f} % never")
-    codes, matches = judge(sae, model)
+    note = f"{numbers['l0']:.1f} of {sae.n_features} features active a token, {100 * numbers['dead_share']:.1f} % never"
+    say(str(Table(f"layer {layer}", ("", "FVU", "next-token loss (nats)", "loss recovered"), rows, note)) + "\n")
+
+
+def _say_concepts(sae: SAE, matches: list[ConceptMatch], say: Callable[[str], None]) -> None:
     good = sum(match.f1 >= 0.9 for match in matches)
-    say(f"\n{good} of {len(matches)} concepts of the atlas are one feature with F1 >= 0.9; some of them:\n")
-    shown: set[int] = set()
-    for match in matches:
-        if match.feature in shown or len(shown) == 10:
-            continue
-        shown.add(match.feature)
+    say(f"{good} of {len(matches)} concepts of the atlas are one feature with F1 >= 0.9; some of them:\n")
+    best = {match.feature: match for match in reversed(matches)}
+    for match in sorted(best.values(), key=lambda m: -m.f1)[:8]:
         say(
             f"feature {match.feature:5}  {match.concept:20} "
             f"F1 {match.f1:.2f} (precision {match.precision:.2f}, recall {match.recall:.2f})"
         )
-        for example in features.top_examples(codes, model, match.feature):
+        for example in sae.features.examples(match.feature, "top", 2):
             say(f"    {example.value:6.2f}  ...{example}")
-    again = load_sae(out, model=model, check="strict")
-    say(f"\nwritten to {Path(out).resolve()} with its card (README.md), and loaded back: {again!r}")
-    say(f"{time.time() - started:.0f} s in all")
-    return sae, matches
 
 
-def _recovered_by_mean(numbers: dict) -> str:
-    gap = numbers["ce_zero"] - numbers["ce_original"]
-    return f"{100 * (numbers['ce_zero'] - numbers['ce_mean']) / gap:.1f} %"
+def _steer(sae: SAE, model: InterpretableModel, say: Callable[[str], None]) -> tuple[dict, str]:
+    """Germany - France, added while the model is asked for the capital of France."""
+    direction = sae.encode_text("The capital of Germany") - sae.encode_text(PROMPT.removesuffix(" is"))
+    change = sae.intervene(direction=direction)
+    firsts = {name: model.encode(f"{PROMPT} {name}")[len(model.encode(PROMPT))] for name in ("Paris", "Berlin")}
+    probabilities = []
+    for interventions in (None, change):
+        with model.trace(PROMPT, interventions) as trace:
+            every = model.get_token_predictions(trace.logits, model.vocab_size)
+        probabilities.append({p.token_id: p.probability for p in every})
+    steered = {name: (probabilities[0][i], probabilities[1][i]) for name, i in firsts.items()}
+    continuation = model.generate(PROMPT, interventions=change, max_tokens=8)
+    rows = [(name, f"{100 * before:.2f} %", f"{100 * after:.2f} %") for name, (before, after) in steered.items()]
+    say("\n" + str(Table(f"{PROMPT!r}, and Germany - France added", ("", "before", "after"), rows)))
+    say(f"it goes on: {continuation!r}")
+    return steered, continuation

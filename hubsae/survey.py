@@ -1,0 +1,183 @@
+"""One pass over texts that serves all features of a dictionary: numbers, examples, neighbours, promoted tokens."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hubsae import relations, tokens
+from hubsae.activations import Chunks, Models, as_models, harvest, read_chunks
+from hubsae.dictionary import Dictionary
+from hubsae.errors import ConfigError, DataError
+from hubsae.features import Features
+from hubsae.firing import Firing
+from hubsae.lm import LanguageModel
+from hubsae.running import Firings, Kept, RowSample
+from hubsae.settings import check_types
+from hubsae.sparse import as_numpy
+from hubsae.tokens import Chunk
+from hubsae.unembed import token_weights
+
+_ROWS_AT_ONCE = 32_768
+
+
+@dataclass(frozen=True)
+class SurveyConfig:
+    """What is kept of every feature.
+
+    top_examples, random_examples: how many, at most one of a chunk of text. tokens_before, tokens_after: how much text
+    an example shows around its token. neighbours: how many co-firing and similar features. promoted_tokens: how many
+    tokens, raised and lowered. sampled_rows: tokens on which pairs of features are counted. seed: of all chance.
+    """
+
+    top_examples: int = 20
+    random_examples: int = 20
+    tokens_before: int = 20
+    tokens_after: int = 11
+    neighbours: int = 8
+    promoted_tokens: int = 10
+    sampled_rows: int = 65_536
+    seed: int = 0
+
+    def __post_init__(self):
+        check_types(self)
+        for name in ("top_examples", "random_examples", "neighbours", "promoted_tokens", "sampled_rows"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: expected at least 1")
+        for name in ("tokens_before", "tokens_after"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: expected 0 or more")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All features, and the sample of rows (n, F) CSR on which pairs of them were counted."""
+
+    features: Features
+    sample: Any
+
+
+def survey(
+    dictionary: Dictionary,
+    models: Models,
+    texts: Any,
+    config: SurveyConfig | None = None,
+    *,
+    max_tokens: int | None = None,
+    data: str | None = None,
+    text_column: str = "text",
+    progress: bool = False,
+) -> Survey:
+    """What all features of a dictionary do on texts, of which at most `max_tokens` tokens are read.
+
+    Codes stay sparse, and of the text only what is shown is kept, so memory does not grow with the texts: some
+    F * (top_examples + random_examples) * (tokens shown) * 8 bytes. `data`: what the texts are called.
+    """
+    config, models = config or SurveyConfig(), as_models(models)
+    stream = _chunks(dictionary, models, texts, max_tokens, text_column)
+    c, rng = dictionary.config, np.random.default_rng(config.seed)
+    firing = Firing(dictionary.n_features)
+    around = config.tokens_before, config.tokens_after
+    top = Kept(dictionary.n_features, config.top_examples, *around)
+    random = Kept(dictionary.n_features, config.random_examples, *around)
+    sample = RowSample(config.sampled_rows, rng)
+    number = min(site.model for site in c.read_sites)  # whose tokens are shown
+    n_documents, last = 0, -1
+    with _bar(progress, max_tokens) as bar:
+        for group in tokens.groups(stream, c.d_in, min(64 << 20, 4 * c.d_in * _ROWS_AT_ONCE)):
+            firings, code = _firings(dictionary, models, group, number, firing)
+            top.add(firings, firings.values)
+            random.add(firings, rng.random(len(firings.values), np.float32))
+            sample.add(code)
+            documents = np.r_[last, firings.documents]
+            n_documents, last = n_documents + int((np.diff(documents) != 0).sum()), int(documents[-1])
+            bar.update(code.shape[0])
+    if not firing.n_tokens:
+        raise DataError("the texts have no tokens that count, so there is nothing to learn about features")
+    columns = {
+        **top.columns("top"),
+        **random.columns("random"),
+        **relations.cofiring(sample.code, config.neighbours),
+        **relations.similar(as_numpy(dictionary.W_dec), config.neighbours),
+        **token_weights(dictionary, models, np.flatnonzero(firing.n_active), config.promoted_tokens),
+        "site_norms": site_norms(dictionary),
+    }
+    features = Features.of_firing(firing, n_documents=n_documents, data=data or _name(texts), **columns)
+    features.info.update(_info(columns, models[number], dictionary, config, sample.code.shape[0]))
+    return Survey(features, sample.code)
+
+
+def site_norms(dictionary: Dictionary) -> np.ndarray:
+    """(F, sites) norms of the decoder rows at every written site."""
+    rows, where = as_numpy(dictionary.W_dec), dictionary.config.write_columns
+    return np.stack([np.linalg.norm(rows[:, part], axis=1) for part in where.values()], axis=1)
+
+
+def _chunks(
+    dictionary: Dictionary, models: Sequence[LanguageModel], texts: Any, max_tokens: int | None, text_column: str
+) -> Iterator[Chunk]:
+    from dataclasses import replace
+
+    config = replace(dictionary.config.token_config(), text_column=text_column)
+    stream = read_chunks(models, texts, config)
+    return stream if max_tokens is None else tokens.take_rows(stream, max_tokens)
+
+
+def _firings(
+    dictionary: Dictionary, models: Sequence[LanguageModel], group: list[Chunk], number: int, firing: Firing
+) -> tuple[Firings, Any]:
+    """The codes of a group of chunks, feature by feature and as CSR; what they sum to goes into `firing`."""
+    import scipy.sparse
+
+    block = harvest(models, dictionary.config.read_sites, group)
+    matrices = []
+    for _, code in dictionary.encode_slices(block.rows):
+        firing.add(code.places)
+        matrices.append(code.csr)
+    code = scipy.sparse.vstack(matrices, format="csr")
+    columns = code.tocsc()
+    shown = [chunk.of(number) for chunk in group]
+    starts = np.concatenate([[0], np.cumsum([len(chunk.ids) for chunk in shown])])
+    row_of = np.full(starts[-1], -1, np.int64)
+    row_of[starts[block.chunk] + block.position] = np.arange(len(block.chunk))
+    return (
+        Firings(
+            columns.indptr,
+            columns.indices,
+            columns.data,
+            block.chunk,
+            block.position,
+            np.concatenate([chunk.ids for chunk in shown]),
+            starts,
+            row_of,
+            np.array([chunk.document for chunk in shown], np.int32),
+        ),
+        code,
+    )
+
+
+def _info(
+    columns: dict, model: LanguageModel, dictionary: Dictionary, config: SurveyConfig, sampled_rows: int
+) -> dict[str, Any]:
+    names = ("top_tokens", "random_tokens", "promoted_ids", "suppressed_ids")
+    used = np.unique(np.concatenate([np.unique(columns[name]) for name in names if name in columns]))
+    vocabulary = tokens.token_texts(model.tokenizer, used[used >= 0].tolist())
+    return {
+        "window": config.tokens_before + 1 + config.tokens_after,
+        "sites": list(dictionary.config.writes),
+        "sampled_rows": sampled_rows,
+        "vocabulary": {str(i): text for i, text in vocabulary.items()},
+    }
+
+
+def _name(texts: Any) -> str:
+    if isinstance(texts, Chunks):
+        return f"{len(texts):,} pieces of text"
+    return f"{len(texts):,} texts" if hasattr(texts, "__len__") else "a stream of texts"
+
+
+def _bar(progress: bool, total: int | None) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="token", unit_scale=True, desc="features", disable=not progress)
