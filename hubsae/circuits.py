@@ -288,7 +288,8 @@ def _agreement(edges: Sequence[CircuitEdge], checks: Sequence[tuple[np.ndarray, 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
-    return float(scipy.stats.spearmanr(a, b).statistic)
+    found: Any = scipy.stats.spearmanr(a, b)
+    return float(found.statistic)
 
 
 def _effect(passes: Passes, layer: int, sources: Sequence[int], n_random: int, seed: int) -> AblationEffect:

@@ -9,6 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from hubsae import cli_features
+from hubsae.cli_options import add_dictionary, add_model, add_texts, bound, command, load, numbers_of, texts
 from hubsae.errors import HubsaeError, HubsaeWarning
 
 
@@ -41,15 +43,14 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_training(commands)
 
-    evaluate = _command(commands, "evaluate", _evaluate, "judge a dictionary on texts it was not trained on")
-    _add_dictionary(evaluate)
-    _add_texts(evaluate)
-    evaluate.add_argument("--model", action="append", help="its language model (default: as recorded); twice for two")
-    evaluate.add_argument("--check", choices=("warn", "strict", "ignore"), default="warn", help="how to compare them")
+    evaluate = command(commands, "evaluate", _evaluate, "judge a dictionary on texts it was not trained on")
+    add_dictionary(evaluate)
+    add_texts(evaluate)
+    add_model(evaluate)
     evaluate.add_argument("--text-column", default="text", help="column of the texts (default: text)")
     evaluate.add_argument("--max-rows", type=int, default=50_000, help="tokens to use (default: 50000)")
 
-    push = _command(commands, "push", _push, "publish a dictionary's folder as a Hub repository, in one commit")
+    push = command(commands, "push", _push, "publish a dictionary's folder as a Hub repository, in one commit")
     push.add_argument("folder", help="folder written by hubsae")
     push.add_argument("repo_id", help="owner/name")
     push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
@@ -64,44 +65,27 @@ def _parser() -> argparse.ArgumentParser:
         help="what to do with a card that people edited",
     )
 
-    show = _command(commands, "show", _show, "what is in this repository: model, site, metrics, compatibility")
-    _add_dictionary(show)
+    show = command(commands, "show", _show, "what is in this repository: model, site, metrics, compatibility")
+    add_dictionary(show)
     show.add_argument("--model", action="append", help="also compare it with this language model; twice for two")
 
-    _command(commands, "env", _env, "what hubsae computes with here")
-    demo = _command(commands, "demo", _demo, "train, judge and save an SAE of the embedded model, offline")
-    demo.add_argument("--out", default="demo-sae", help="folder to write (default: demo-sae)")
+    cli_features.add(commands)
+    command(commands, "env", _env, "what hubsae computes with here")
+    demo = command(commands, "demo", _demo, "train, judge, explain and steer SAEs of the embedded model, offline")
+    demo.add_argument("--out", default="demo-saes", help="folder to write (default: demo-saes)")
     return parser
-
-
-def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _add_dictionary(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dictionary", help="folder or repository id")
-    parser.add_argument("--revision", help="revision of the dictionary's repository")
-    parser.add_argument("--subfolder", help="folder inside it")
-
-
-def _add_texts(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--texts", required=True, help=".txt (a text a line), .jsonl, .csv, .parquet, or a dataset id")
-    parser.add_argument("--split", default="train", help="split of a dataset repository (default: train)")
-    parser.add_argument("--subset", help="configuration of a dataset repository")
 
 
 def _add_training(commands: Any) -> None:
     """One command for each kind; what they share is added to all, settings come from the kind's dataclass."""
     from hubsae.recipe import CrosscoderConfig, SAEConfig, TranscoderConfig
 
-    sae = _command(commands, "train", _train_sae, "train SAEs of a language model, and save a folder for each")
+    sae = command(commands, "train", _train_sae, "train SAEs of a language model, and save a folder for each")
     sae.add_argument("model", help="repository id or folder of an mlx-lm model")
-    sae.add_argument("--layer", type=_numbers_of, required=True, help="layer to read, from 0; 8,10,12 trains three")
+    sae.add_argument("--layer", type=numbers_of, required=True, help="layer to read, from 0; 8,10,12 trains three")
     sae.add_argument("--component", default="mlp", help="residual, mlp, attn, ..._in or a path (default: mlp)")
 
-    transcoder = _command(commands, "train-transcoder", _train_transcoder, "train a transcoder, and save its folder")
+    transcoder = command(commands, "train-transcoder", _train_transcoder, "train a transcoder, and save its folder")
     transcoder.add_argument("model", help="repository id or folder of an mlx-lm model")
     transcoder.add_argument("--from-layer", type=int, required=True, help="layer to read, from 0")
     transcoder.add_argument("--to-layer", type=int, required=True, help="layer to predict")
@@ -111,17 +95,17 @@ def _add_training(commands: Any) -> None:
     transcoder.add_argument("--from-component", help="component to read, if another")
     transcoder.add_argument("--to-component", help="component to predict, if another")
 
-    crosscoder = _command(commands, "train-crosscoder", _train_crosscoder, "train a crosscoder, and save its folder")
+    crosscoder = command(commands, "train-crosscoder", _train_crosscoder, "train a crosscoder, and save its folder")
     crosscoder.add_argument("model", nargs="+", help="repository id or folder of an mlx-lm model, or of several")
     crosscoder.add_argument(
-        "--layers", type=_numbers_of, help="one component over these layers, or a layer of each model"
+        "--layers", type=numbers_of, help="one component over these layers, or a layer of each model"
     )
     crosscoder.add_argument("--layer", type=int, help="several components of this layer")
     crosscoder.add_argument("--component", default="residual", help="component of the layers (default: residual)")
     crosscoder.add_argument("--components", help="components of the layer, with commas")
 
     for parser, config in ((sae, SAEConfig), (transcoder, TranscoderConfig), (crosscoder, CrosscoderConfig)):
-        _add_texts(parser)
+        add_texts(parser)
         parser.add_argument("--out", required=True, help="folder to write")
         parser.add_argument("--revision", help="revision of the model's repository")
         parser.add_argument("--training-tokens", type=int, help="stop after so many (needed for streamed datasets)")
@@ -129,10 +113,6 @@ def _add_training(commands: Any) -> None:
         parser.add_argument("--checkpoint-dir", help="keep the state of the run here, and go on from it")
         parser.add_argument("--report-to", choices=("trackio",), help="where the numbers of the run go")
         _add_settings(parser, config)
-
-
-def _numbers_of(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
 
 
 def _add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
@@ -160,12 +140,6 @@ def _shares(text: str) -> tuple[float, ...]:
 
 def _settings(options: argparse.Namespace, config: type) -> Any:
     return config(**{item.name: getattr(options, item.name) for item in dataclasses.fields(config)})
-
-
-def _texts(options: argparse.Namespace) -> Any:
-    from hubsae.tokens import read_texts
-
-    return read_texts(options.texts, split=options.split, subset=options.subset)
 
 
 def _train_sae(options: argparse.Namespace) -> None:
@@ -204,7 +178,7 @@ def _circumstances(options: argparse.Namespace, config: type) -> dict[str, Any]:
     from hubsae import TokenConfig
 
     return {
-        "dataset": _texts(options),
+        "dataset": texts(options),
         "save_path": options.out,
         "config": _settings(options, config),
         "training_tokens": options.training_tokens,
@@ -227,27 +201,10 @@ def _tell(options: argparse.Namespace, found: Any) -> None:
     print(f"written to {options.out}")
 
 
-def _load(options: argparse.Namespace) -> Any:
-    from hubsae import load_sae
-
-    return load_sae(options.dictionary, revision=options.revision, subfolder=options.subfolder)
-
-
 def _evaluate(options: argparse.Namespace) -> None:
-    from hubsae.errors import ConfigError
-
-    sae = _load(options)
-    models: list[Any] = options.model or []
-    if not models:
-        from hubsae import InterpretableModel
-
-        for base in sae.base_models:
-            if base.repo_id is None:
-                raise ConfigError(f"{options.dictionary} names no repository of its base model; give --model")
-            models.append(InterpretableModel(base.repo_id, revision=base.revision))
-    sae.bind(models, options.check)
+    sae = bound(options)
     print(sae)
-    print(sae.evaluate(texts=_texts(options), max_rows=options.max_rows, text_column=options.text_column))
+    print(sae.evaluate(texts=texts(options), max_rows=options.max_rows, text_column=options.text_column))
 
 
 def _push(options: argparse.Namespace) -> None:
@@ -269,7 +226,7 @@ def _push(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    sae = _load(options)
+    sae = load(options)
     config = sae.config
     rows = [
         ("source", sae.source),

@@ -6,6 +6,7 @@ torch: the same methods with the same signatures, on top of `huggingface_hub.Mod
 
 import glob
 import tempfile
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Self
@@ -306,17 +307,19 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
                 self.save_pretrained(
                     folder, config=config, repo_id=repo_id, model_card_kwargs=model_card_kwargs, card=card
                 )
-                commit = api.upload_folder(
-                    repo_id=repo_id,
-                    folder_path=folder,
-                    commit_message=commit_message,
-                    revision=branch,
-                    create_pr=create_pr,
-                    parent_commit=info.sha,
-                    allow_patterns=_as_list(allow_patterns) or None,
-                    ignore_patterns=_as_list(ignore_patterns) or None,
-                    delete_patterns=[*_as_list(delete_patterns), *self._absent(folder)] or None,
-                )
+                with warnings.catch_warnings():  # features.parquet belongs to the model that it describes
+                    warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")
+                    commit = api.upload_folder(
+                        repo_id=repo_id,
+                        folder_path=folder,
+                        commit_message=commit_message,
+                        revision=branch,
+                        create_pr=create_pr,
+                        parent_commit=info.sha,
+                        allow_patterns=_as_list(allow_patterns) or None,
+                        ignore_patterns=_as_list(ignore_patterns) or None,
+                        delete_patterns=[*_as_list(delete_patterns), *self._absent(folder)] or None,
+                    )
             if tag:
                 _tag(api, repo_id, tag, commit.oid)
         return commit

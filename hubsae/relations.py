@@ -48,7 +48,7 @@ def cofiring(code: Any, n: int = 8) -> dict[str, np.ndarray]:
         kept = (row != column) & (count >= LEAST_TOGETHER)
         row, column, count = row[kept], column[kept], count[kept]
         score = phi(count, fired[row], fired[column], n_rows)
-        order = np.lexsort((-score, row))
+        order = np.lexsort((column, -score, row))
         row, column, count, score = (a[order] for a in (row, column, count, score))
         rank = np.arange(len(row)) - np.searchsorted(row, row)
         kept = (rank < n) & (score > 0)

@@ -27,7 +27,7 @@ class SurveyConfig:
     """What is kept of every feature.
 
     top_examples, random_examples: how many, at most one of a chunk of text. tokens_before, tokens_after: how much text
-    an example shows around its token. neighbours: how many co-firing and similar features. promoted_tokens: how many
+    an example shows around its token; near the start of a chunk more of what comes after. neighbours: how many co-firing and similar features. promoted_tokens: how many
     tokens, raised and lowered. sampled_rows: tokens on which pairs of features are counted. seed: of all chance.
     """
 

@@ -50,24 +50,30 @@ class Table:
     note: str = ""
 
     def __str__(self) -> str:
-        lines = [self.title] if self.title else []
-        cells = [tuple(map(str, self.head)), *(tuple(_text(cell) for cell in row) for row in self.rows)]
+        lines = [plain(self.title)] if self.title else []
+        cells = [
+            tuple(plain(str(name)) for name in self.head),
+            *(tuple(_text(cell) for cell in row) for row in self.rows),
+        ]
         widths = [max(len(row[i]) for row in cells) for i in range(len(self.head))]
         right = [all(_is_number(row[i]) for row in self.rows) and bool(self.rows) for i in range(len(self.head))]
         if any(self.head):
             lines.append(_line(cells[0], widths, right))
         lines += [_line(row, widths, right) for row in cells[1:]]
-        return "\n".join([*lines, self.note] if self.note else lines)
+        return "\n".join([*lines, plain(self.note)] if self.note else lines)
+
+    def _repr_html_(self) -> str:
+        return self.html()
 
     def html(self) -> str:
         """A table element; everything in it is escaped."""
-        head = "".join(f'<th style="{_CELL_STYLE}">{escape(str(name))}</th>' for name in self.head)
+        head = "".join(f'<th style="{_CELL_STYLE}">{_html(name)}</th>' for name in self.head)
         rows = "".join(
             "<tr>" + "".join(f'<td style="{_CELL_STYLE}">{_html(cell)}</td>' for cell in row) + "</tr>"
             for row in self.rows
         )
-        title = f"<p><b>{escape(self.title)}</b></p>" if self.title else ""
-        note = f"<p>{escape(self.note)}</p>" if self.note else ""
+        title = f"<p><b>{_html(self.title)}</b></p>" if self.title else ""
+        note = f"<p>{_html(self.note)}</p>" if self.note else ""
         return f'{title}<table style="{_TABLE_STYLE}"><tr>{head}</tr>{rows}</table>{note}'
 
 

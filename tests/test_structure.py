@@ -58,6 +58,8 @@ demo.templates
 demo.atlas
 demo.judge
 demo.run
+cli_options
+cli_features
 cli
 """
 LEVEL = {room: level for level, line in enumerate(ROOMS.split("\n")) for room in line.split()}

@@ -66,7 +66,7 @@ def run(out: str | Path, say: Callable[[str], None]) -> Shown:
     for layer, sae in saes.items():
         _say_fidelity(layer, sae, say)
         sae.feature_statistics(texts[:N_ANALYSED], dataset_name="the demo's invented atlas")
-        sae.save(Path(sae.source.name))
+        sae.save(Path(out, f"layers.{layer}.residual"))
     sae, judge = saes[LAYERS[0]], Judge(saes[LAYERS[0]], model)
     matches = judge.words()
     _say_concepts(sae, matches, say)
@@ -81,7 +81,7 @@ def run(out: str | Path, say: Callable[[str], None]) -> Shown:
     circuit = find_feature_circuits(model, saes, *LAYERS, PROMPTS, top_k=12, foils=FOILS)
     say(f"\nFrom which features of layer {LAYERS[0]} does {circuit.answers[0]!r} (Paris) come, by layer {LAYERS[1]}?")
     say(str(circuit))
-    again = load_sae(Path(sae.source.name), model=model, check="strict")
+    again = load_sae(Path(out, f"layers.{LAYERS[0]}.residual"), model=model, check="strict")
     say(f"\nwritten to {Path(out).resolve()}, each with its card (README.md), and loaded back: {again!r}")
     say(f"{time.time() - started:.0f} s in all")
     return Shown(saes, matches, match, steered, continuation, circuit)

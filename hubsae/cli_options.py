@@ -1,0 +1,69 @@
+"""What verbs of the command line share: dictionaries, texts and models that are named by flags."""
+
+import argparse
+from typing import Any
+
+
+def command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    """A verb, and what runs it."""
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_dictionary(parser: argparse.ArgumentParser) -> None:
+    """The dictionary that a verb is about."""
+    parser.add_argument("dictionary", help="folder or repository id")
+    parser.add_argument("--revision", help="revision of the dictionary's repository")
+    parser.add_argument("--subfolder", help="folder inside it")
+
+
+def add_texts(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """The texts that a verb reads."""
+    parser.add_argument(
+        "--texts", required=required, help=".txt (a text a line), .jsonl, .csv, .parquet, or a dataset id"
+    )
+    parser.add_argument("--split", default="train", help="split of a dataset repository (default: train)")
+    parser.add_argument("--subset", help="configuration of a dataset repository")
+
+
+def numbers_of(text: str) -> list[int]:
+    """`"8,10,12"` -> the numbers."""
+    return [int(part) for part in text.split(",")]
+
+
+def texts(options: argparse.Namespace) -> Any:
+    """The texts that were named."""
+    from hubsae.tokens import read_texts
+
+    return read_texts(options.texts, split=options.split, subset=options.subset)
+
+
+def load(options: argparse.Namespace) -> Any:
+    """The dictionary that was named, bound to no model."""
+    from hubsae import load_sae
+
+    return load_sae(options.dictionary, revision=options.revision, subfolder=options.subfolder)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The language model, if not the recorded one."""
+    parser.add_argument("--model", action="append", help="its language model (default: as recorded); twice for two")
+    parser.add_argument("--check", choices=("warn", "strict", "ignore"), default="warn", help="how to compare them")
+
+
+def bound(options: argparse.Namespace) -> Any:
+    """The dictionary that was named, bound to the models given, or to those recorded in it."""
+    from hubsae.errors import ConfigError
+
+    dictionary = load(options)
+    models: list[Any] = list(options.model or [])
+    if not models:
+        from hubsae import InterpretableModel
+
+        for base in dictionary.base_models:
+            if base.repo_id is None:
+                raise ConfigError(f"{options.dictionary} names no repository of its base model; give --model")
+            models.append(InterpretableModel(base.repo_id, revision=base.revision))
+    dictionary.bind(models, options.check)
+    return dictionary
