@@ -30,4 +30,4 @@ format: .venv/ready
 	touch .venv/ready
 
 clean:
-	rm -rf .venv build *.egg-info demo-sae
+	rm -rf .venv build *.egg-info demo-saes

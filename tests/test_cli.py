@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import random_sae
 from hub_server import UPLOAD_WARNING
@@ -131,3 +132,82 @@ def test_every_kind_is_trained_from_the_command_line(trained, demo_folder, capsy
     assert "it fits" in capsys.readouterr().out
     assert main(["evaluate", str(folder), *chosen, "--texts", str(few), "--max-rows", "2000"]) == 0
     assert "loss recovered" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def layers(demo_folder, demo_texts, tmp_path_factory):
+    """SAEs of two layers, one folder each."""
+    folder = tmp_path_factory.mktemp("layers")
+    (folder / "texts.txt").write_text("\n".join(demo_texts[:900]))
+    line = f"train {demo_folder} --texts {folder}/texts.txt --layer 0,2 --component residual --out {folder} "
+    assert main((line + "--expansion-factor 2 --k 8").split()) == 0
+    return folder
+
+
+def test_features_are_analysed_kept_and_shown(layers, demo_folder, capsys):
+    sae = str(layers / "layers.0.residual")
+    texts = ["--texts", str(layers / "texts.txt"), "--max-tokens", "9000"]
+    assert main(["features", sae, "--model", str(demo_folder), *texts]) == 0
+    assert "256 features on 9,000 tokens (texts.txt)" in capsys.readouterr().out
+    assert main(["features", sae]) == 0
+    out = capsys.readouterr().out
+    assert "256 features on 9,000 tokens (texts.txt)" in out
+    some = next(
+        line.split()[0] for line in out.splitlines() if line.strip()[:1].isdigit() and "features on" not in line
+    )
+    assert main(["feature", sae, some]) == 0
+    out = capsys.readouterr().out
+    assert f"feature {some}" in out
+    assert "top examples" in out
+    assert main(["feature", sae, "256"]) == 1
+    assert "features 0 to 255" in capsys.readouterr().err
+
+
+def test_steering_prints_both_answers(layers, demo_folder, capsys):
+    start = [
+        "steer",
+        str(layers / "layers.0.residual"),
+        "--model",
+        str(demo_folder),
+        "--prompt",
+        "The capital of France is",
+    ]
+    toward = ["--toward", "The capital of Germany", "--away-from", "The capital of France", "--max-tokens", "4"]
+    assert main([*start, *toward]) == 0
+    as_it_is, changed = (line for line in capsys.readouterr().out.splitlines() if "->" in line)
+    assert "Paris" in as_it_is
+    assert "Paris" not in changed
+    assert main([*start, "--add", "3=2.5", "--ablate", "4,5", "--units", "raw"]) == 0
+    assert main(start) == 1
+    assert "nothing to change" in capsys.readouterr().err
+
+
+def test_circuits_are_printed_and_written(layers, demo_folder, capsys, tmp_path):
+    saes = [str(layers / f"layers.{layer}.residual") for layer in (0, 2)]
+    (tmp_path / "prompts.txt").write_text("The capital of Japan is\nThe capital of Peru is\n")
+    line = ["circuits", *saes, "--model", str(demo_folder), "--prompt", "The capital of France is", "--top-k", "5"]
+    outs = [tmp_path / "circuit.svg", tmp_path / "circuit.json"]
+    assert main([*line, "--prompts", str(tmp_path / "prompts.txt"), *(f"--out={out}" for out in outs)]) == 0
+    assert "rank correlation" in capsys.readouterr().out
+    assert all(out.stat().st_size > 500 for out in outs)
+    assert main(line[:5]) == 1
+    assert "give --prompt" in capsys.readouterr().err
+    assert main([*line[:2], line[1], *line[3:]]) == 1
+    assert "layer 0 was given already" in capsys.readouterr().err
+
+
+def test_labels_of_a_model_that_cannot_label_are_refused_and_those_of_one_that_can_are_kept(
+    layers, demo_folder, capsys, monkeypatch
+):
+    from hubsae import labelers, load_sae
+
+    sae = layers / "layers.2.residual"
+    line = ["label", str(sae), "--model", str(demo_folder), "--labeler", str(demo_folder), "--num-examples", "2"]
+    assert main(line) == 1
+    assert "no examples are known" in capsys.readouterr().err
+    assert main(["features", str(sae), "--model", str(demo_folder), "--texts", str(layers / "texts.txt")]) == 0
+    alive = np.flatnonzero(~load_sae(sae).features.dead)[:2].tolist()
+    monkeypatch.setattr(labelers.LocalLabeler, "__call__", lambda self, prompt: "1" if "numbers" in prompt else "words")
+    assert main([*line, "--features", ",".join(map(str, alive))]) == 0
+    assert "2 features labelled" in capsys.readouterr().out
+    assert load_sae(sae).features.label(alive[0]).text == "words"
