@@ -11,6 +11,8 @@ from hubsae.dictionary import Dictionary
 from hubsae.errors import ConfigError, DataError
 from hubsae.lm import LanguageModel, padded
 from hubsae.sites import Site
+from hubsae.steer import increments
+from hubsae.tokens import callable_tokenizer
 
 _VALUES_AT_ONCE = 1 << 24
 
@@ -75,8 +77,13 @@ class Passes:
         texts = tuple(texts) if not isinstance(texts, str) else (texts,)
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             raise DataError("find_feature_circuits needs texts, none of them empty")
-        if answers is not None and (isinstance(answers, str) or len(answers) != len(texts)):
-            raise DataError(f"answers: expected one for each of the {len(texts)} texts")
+        for name, words in (("answers", answers), ("foils", foils)):
+            if words is not None and (
+                isinstance(words, str) or not words or not all(isinstance(w, str) and w for w in words)
+            ):
+                raise DataError(f"{name}={words!r}: expected a list of texts")
+        if answers is not None and len(answers) != len(texts):
+            raise DataError(f"answers: {len(answers)}, expected one for each of the {len(texts)} texts")
         _check(model, saes)
         ids = [model.encode(text) for text in texts]
         wanted = None if answers is None else [_first_token(model, answer) for answer in answers]
@@ -91,7 +98,9 @@ class Passes:
             codes.append(found)
         given = sorted({int(i) for batch in batches for i in np.array(batch.answers)})
         if foils is not None:
-            given = [_first_token(model, foil) for foil in foils]
+            own, given = set(given), [_first_token(model, foil) for foil in foils]
+            if any(set(given) <= {i} for i in own):
+                raise DataError(f"foils {list(foils)}: their first tokens are those of the answers; give others")
         elif len(given) < 2:
             given = list(range(model.vocab_size))
         passes = cls(model, dict(saes), texts, mx.array(given), batches, codes)
@@ -123,7 +132,11 @@ class Ablated:
 
 def _check(model: LanguageModel, saes: Mapping[int, Dictionary]) -> None:
     for layer, dictionary in saes.items():
+        if not isinstance(dictionary, Dictionary):
+            raise ConfigError(f"layer {layer}: expected a dictionary, not a {type(dictionary).__name__}")
         c = dictionary.config
+        if layer not in {site.layer for site in (*c.read_sites, *c.write_sites)}:
+            raise ConfigError(f"layer {layer}: its dictionary reads {', '.join(c.reads)}, which is another layer")
         if len(c.base_models) > 1:
             raise ConfigError(f"layer {layer}: a dictionary of {len(c.base_models)} models; circuits are in one model")
         for site, width in zip((*c.read_sites, *c.write_sites), (*c.read_widths, *c.write_widths), strict=True):
@@ -134,8 +147,6 @@ def _check(model: LanguageModel, saes: Mapping[int, Dictionary]) -> None:
 
 
 def _first_token(model: LanguageModel, answer: str) -> int:
-    from hubsae.tokens import callable_tokenizer
-
     ids = callable_tokenizer(model.tokenizer)(answer, add_special_tokens=False)["input_ids"]
     if not ids:
         raise DataError(f"the answer {answer!r} has no tokens")
@@ -148,7 +159,13 @@ def _read(
     tokens = padded(ids)
     place = np.arange(tokens.shape[1])
     lengths = np.array([len(i) for i in ids])
-    mask = mx.array(((place >= skipped) & (place < lengths[:, None]))[..., None].astype(np.float32))
+    taken = (place >= skipped) & (place < lengths[:, None])
+    if any(d.config.token_config().skip_special for d in saes.values()):
+        special = sorted(set(getattr(callable_tokenizer(model.tokenizer), "all_special_ids", ())))
+        taken &= ~np.isin(tokens, special)
+    if not taken.any(axis=1).all():
+        raise DataError("a text has no tokens that the dictionaries read; give longer texts")
+    mask = mx.array(taken[..., None].astype(np.float32))
     last = mx.array(lengths - 1)
     sites = tuple(dict.fromkeys(site for d in saes.values() for site in d.config.read_sites))
     run = model.run(tokens, read=sites)
@@ -184,8 +201,8 @@ def _gradients(passes: Passes, batch: Batch, layer: int, scalar: Any, read: Sequ
 def _attributed(dictionary: Dictionary, code: mx.array, gradients: dict[Site, mx.array]) -> np.ndarray:
     """(F,) sum over positions of code times the gradient along each decoder row."""
     along = mx.zeros(code.shape)
-    for site, part in dictionary.config.write_columns.items():
-        along = along + gradients[site] @ dictionary.W_dec[:, part].astype(mx.float32).T
+    for site, rows in increments(dictionary, dictionary.W_dec.astype(mx.float32)).items():
+        along = along + gradients[site] @ rows.T
     return np.array(mx.sum(mx.where(code != 0, code * along, 0), axis=(0, 1))).astype(np.float64)
 
 
@@ -223,16 +240,17 @@ def ablated(
 ) -> Ablated:
     """What is lost when features of a layer are set to 0 everywhere, the reconstruction error kept."""
     dictionary = passes.saes[layer]
-    rows = dictionary.W_dec[mx.array(list(features))].astype(mx.float32)
+    chosen = mx.array(np.array(features, np.int32))
+    rows = dictionary.W_dec[chosen].astype(mx.float32)
     reads = () if target is None else passes.saes[target].config.read_sites
     lost, answers = np.zeros(len(wanted)), []
     for batch, codes in zip(passes.batches, passes.codes, strict=True):
-        own = mx.take(codes[layer], mx.array(list(features)), axis=-1)
-        added = {site: -(own @ rows[:, part]) for site, part in dictionary.config.write_columns.items()}
+        own = mx.take(codes[layer], chosen, axis=-1)
+        added = increments(dictionary, -(own @ rows))
         run = _changed(passes, batch, added, reads)
         if target is not None:
             after = _code(passes.saes[target], run.activations) * batch.mask
-            difference = mx.take(codes[target] - after, mx.array(list(wanted)), axis=-1)
+            difference = mx.take(codes[target] - after, mx.array(np.array(wanted, np.int32)), axis=-1)
             lost += np.array(mx.sum(difference, axis=(0, 1))).astype(np.float64)
         answers.append(np.array(batch.answered(run.logits)).astype(np.float64))
     return Ablated(lost / len(passes.texts), np.concatenate(answers))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,11 @@ import scipy.stats
 from hubsae.attribution import Passes, ablated, edge_attributions, node_effects
 from hubsae.dictionary import Dictionary
 from hubsae.errors import ConfigError, DataError
+from hubsae.features import check_features
 from hubsae.graph_drawing import Drawing, draw
 from hubsae.lm import LanguageModel
+from hubsae.settings import as_type
+from hubsae.steer import place
 from hubsae.tables import Shown, Table, number
 
 _RANDOM_SOURCES = 16
@@ -67,9 +71,11 @@ class AblationEffect(Shown):
     """What the answers lose when all source features of a circuit are taken away, beside as many chance features.
 
     before, after: mean probability of the answer; drop: mean loss of its log-probability (nats); random_drops: the same
-    for sets of features that fire on these texts too; rank: share of those sets that cost at least as much.
+    for sets of as many other features that fire on these texts too, random_after the mean probability with them; none
+    where fewer others fire than the circuit has sources.
     """
 
+    n_ablated: int
     before: float
     after: float
     drop: float
@@ -78,15 +84,22 @@ class AblationEffect(Shown):
 
     @property
     def rank(self) -> float:
-        return float(np.mean(np.array(self.random_drops) >= self.drop))
+        """Share of the chance sets that cost at least as much; nan without any."""
+        return float(np.mean(np.array(self.random_drops) >= self.drop)) if self.random_drops else float("nan")
 
     def tables(self) -> list[Table]:
+        n = len(self.random_drops)
         rows = [
             ("nothing", self.before, 0.0),
-            ("the circuit's sources", self.after, self.drop),
-            (f"as many others, mean of {len(self.random_drops)}", self.random_after, float(np.mean(self.random_drops))),
+            (f"the circuit's {self.n_ablated} sources", self.after, self.drop),
+            (
+                f"as many others, mean of {n} sets",
+                self.random_after,
+                float(np.mean(self.random_drops)) if n else np.nan,
+            ),
         ]
-        return [Table("answers with features ablated", ("ablated", "probability", "loss (nats)"), rows)]
+        note = "" if n else "so few others fire on these texts that there is nothing to compare with"
+        return [Table("answers with features ablated", ("ablated", "probability", "loss (nats)"), rows, note)]
 
 
 @dataclass(frozen=True, repr=False)
@@ -114,9 +127,13 @@ class Circuit(Shown):
         first = min(self.saes)
         return tuple(node.feature for node in self.nodes if node.layer == first)
 
-    def check(self, texts: Sequence[str], n_random: int = 20, seed: int = 0) -> AblationEffect:
-        """The effect of ablating the circuit's sources on other texts."""
-        passes = Passes.of(self.model, self.saes, texts)
+    def check(
+        self, texts: Sequence[str], answers: Sequence[str] | None = None, n_random: int = 20, seed: int = 0
+    ) -> AblationEffect:
+        """What ablating the circuit's sources does on other texts, to `answers` or to what the model predicts there."""
+        if as_type(n_random, int, "n_random") < 1:
+            raise ConfigError(f"n_random={n_random}: expected at least 1")
+        passes = Passes.of(self.model, self.saes, texts, answers)
         return _effect(passes, min(self.saes), self.sources, n_random, seed)
 
     def table(self) -> Table:
@@ -200,8 +217,8 @@ def find_feature_circuits(
         raise ConfigError(f"model is a {type(model).__name__}: expected an InterpretableModel")
     layers = _layers(saes, source_layer, target_layer)
     for name, value in (("top_k", top_k), ("n_targets", n_targets), ("n_random", n_random)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name}={value!r}: expected a whole number of at least 1")
+        if as_type(value, int, name) < 1:
+            raise ConfigError(f"{name}={value!r}: expected at least 1")
     chosen = {layer: saes[layer] for layer in layers}
     passes = Passes.of(model, chosen, dataset, answers, foils)
     effects = {layer: node_effects(passes, layer) for layer in layers}
@@ -215,6 +232,10 @@ def find_feature_circuits(
         matrix = attributions[source, target] = edge_attributions(passes, source, target, wanted)
         kept = _strongest(matrix, passes.activation[target][wanted], effects[target][wanted], top_k)
         sources = np.unique(kept[0])
+        if not len(sources):
+            raise DataError(
+                f"no feature of layer {source} has any effect on the targets in layer {target} on these texts"
+            )
         active = np.flatnonzero(passes.activation[source] > 0)
         others = np.setdiff1d(active, sources)
         drawn = rng.choice(others, min(_RANDOM_SOURCES, len(others)), replace=False)
@@ -225,8 +246,6 @@ def find_feature_circuits(
             values = float(matrix[i, j]), float(measured[int(i)][j]), float(matrix[i, j] / total)
             edges.append(CircuitEdge(source, int(i), target, int(wanted[j]), *values))
         targets[source] = tuple(map(int, sources))
-    if not edges:
-        raise DataError("no feature of the source layer has any effect on the targets on these texts")
     used = {(e.source_layer, e.source) for e in edges} | {(e.target_layer, e.target) for e in edges}
     nodes = tuple(
         CircuitNode(layer, i, float(passes.activation[layer][i]), float(effects[layer][i]), _name(chosen[layer], i))
@@ -248,11 +267,18 @@ def find_feature_circuits(
 
 
 def _layers(saes: Mapping[int, Dictionary], source: int, target: int) -> list[int]:
+    if not isinstance(saes, Mapping) or not all(isinstance(layer, int) for layer in saes):
+        raise ConfigError(f"saes is a {type(saes).__name__}: expected {{layer: dictionary}}")
     if missing := [layer for layer in (source, target) if layer not in saes]:
         raise ConfigError(f"saes has no dictionary of layer {missing[0]}, only of {', '.join(map(str, sorted(saes)))}")
     if source >= target:
         raise ConfigError(f"source_layer={source}, target_layer={target}: effects go from earlier layers to later ones")
-    return sorted(layer for layer in saes if source <= layer <= target)
+    layers = sorted(layer for layer in saes if source <= layer <= target)
+    for early, late in pairwise(layers):
+        written, read = (saes[early].config.write_sites, saes[late].config.read_sites)
+        if min(map(place, written)) > max(map(place, read)):
+            raise ConfigError(f"what layer {early} writes comes after what the dictionary of layer {late} reads")
+    return layers
 
 
 def _targets(
@@ -262,12 +288,12 @@ def _targets(
     if given is None:
         order = np.argsort(-np.abs(effects), kind="stable")[:n_targets]
         return tuple(int(i) for i in order if passes.activation[layer][i] > 0)
-    for i in given:
-        if isinstance(i, bool) or not isinstance(i, int | np.integer) or not 0 <= i < n:
-            raise DataError(f"target feature {i!r}: the dictionary of layer {layer} has features 0 to {n - 1}")
+    given = check_features(given, n)
+    if not given:
+        raise DataError("target_features: expected at least one")
     if silent := [i for i in given if not passes.activation[layer][i]]:
         raise DataError(f"target features {silent} of layer {layer} fire on none of these texts")
-    return tuple(int(i) for i in given)
+    return tuple(dict.fromkeys(given))
 
 
 def _strongest(matrix: np.ndarray, totals: np.ndarray, effects: np.ndarray, top_k: int) -> Any:
@@ -295,25 +321,22 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
 def _effect(passes: Passes, layer: int, sources: Sequence[int], n_random: int, seed: int) -> AblationEffect:
     rng = np.random.default_rng(seed)
     others = np.setdiff1d(np.flatnonzero(passes.activation[layer] > 0), sources)
-    if not len(others):
-        raise DataError(
-            f"layer {layer}: all features that fire on these texts are in the circuit; raise no top_k so far"
-        )
     clean = passes.log_probabilities
     own = ablated(passes, layer, list(sources)).log_probabilities
-    size = min(len(sources), len(others))
-    drawn = [ablated(passes, layer, rng.choice(others, size, replace=False).tolist()) for _ in range(n_random)]
+    draws = n_random if len(others) >= len(sources) else 0
+    drawn = [ablated(passes, layer, rng.choice(others, len(sources), replace=False).tolist()) for _ in range(draws)]
     return AblationEffect(
+        n_ablated=len(sources),
         before=float(np.exp(clean).mean()),
         after=float(np.exp(own).mean()),
         drop=float((clean - own).mean()),
-        random_after=float(np.mean([np.exp(d.log_probabilities).mean() for d in drawn])),
+        random_after=float(np.mean([np.exp(d.log_probabilities).mean() for d in drawn])) if drawn else float("nan"),
         random_drops=tuple(float((clean - d.log_probabilities).mean()) for d in drawn),
     )
 
 
 def _name(dictionary: Any, feature: int) -> str:
-    known = dictionary.known_features() if hasattr(dictionary, "known_features") else None
+    known = dictionary.annotations() if hasattr(dictionary, "annotations") else None
     return known.name(feature) if known else ""
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import io
 import sys
 import types
 import typing
@@ -18,6 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 fine, 1 an error that is explained, 2 wrong usage."""
     options = _parser().parse_args(arguments)
     warnings.showwarning = _show_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a sign shows a question mark
     try:
         options.run(options)
     except HubsaeError as error:

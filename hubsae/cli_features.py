@@ -14,6 +14,7 @@ def add(commands: Any) -> None:
     features = command(commands, "features", _features, "what all features do on texts; without texts, what is known")
     _add_analysis(features)
     features.add_argument("--max-tokens", type=int, help="stop after so many tokens")
+    features.add_argument("--replace", action="store_true", help="also where what is known comes from more tokens")
 
     feature = command(commands, "feature", _feature, "one feature: examples, promoted tokens, neighbours")
     _add_analysis(feature)
@@ -65,12 +66,17 @@ def _add_analysis(parser: argparse.ArgumentParser) -> None:
     add_dictionary(parser)
     add_model(parser)
     add_texts(parser, required=False)
-    parser.add_argument("--out", help="folder to save the dictionary with its features to (default: where it is)")
+    parser.add_argument("--out", help="folder to save the dictionary with its features to")
 
 
 def _strengths(text: str) -> dict[int, float]:
-    pairs = [part.split("=") for part in text.split(",")]
-    return {int(feature): float(value) for feature, value in pairs}
+    try:
+        pairs = [(int(feature), float(value)) for feature, value in (part.split("=") for part in text.split(","))]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected ID=X,ID=X,...") from None
+    if len(dict(pairs)) < len(pairs):
+        raise argparse.ArgumentTypeError(f"{text!r}: a feature stands there twice")
+    return dict(pairs)
 
 
 def _analysed(options: argparse.Namespace, **limits: Any) -> Any:
@@ -80,26 +86,34 @@ def _analysed(options: argparse.Namespace, **limits: Any) -> Any:
     dictionary = bound(options)
     name = Path(options.texts).name if Path(options.texts).is_file() else options.texts
     dictionary.feature_statistics(texts(options), dataset_name=name, progress=True, **limits)
-    _save(options, dictionary)
     return dictionary
 
 
-def _save(options: argparse.Namespace, dictionary: Any) -> None:
-    """Keep the features with the dictionary, where it is a folder or one was named."""
+def _features(options: argparse.Namespace) -> None:
+    known = load(options).known_features() if options.texts else None
+    dictionary = _analysed(options, max_tokens=options.max_tokens)
+    print(dictionary.features)
+    folder = dictionary.source.name if dictionary.source.revision is None else None
     if options.out:
         dictionary.save(options.out)
         print(f"written to {options.out}")
-    elif dictionary.source.revision is None:
-        dictionary.features.save(dictionary.source.name)
-        print(f"features.parquet written to {dictionary.source.name}")
-
-
-def _features(options: argparse.Namespace) -> None:
-    print(_analysed(options, max_tokens=options.max_tokens).features)
+    elif not options.texts:
+        return
+    elif folder is None:
+        print("not kept: the dictionary is in a repository; --out saves it with its features to a folder")
+    elif known and known.has_examples and known.n_tokens > dictionary.features.n_tokens and not options.replace:
+        print(f"not kept: {folder} has an analysis of {known.n_tokens:,} tokens; --replace or --out keeps this one")
+    else:
+        dictionary.features.save(folder)
+        print(f"features.parquet written to {folder}")
 
 
 def _feature(options: argparse.Namespace) -> None:
-    print(_analysed(options).visualize_feature(options.feature))
+    dictionary = _analysed(options)
+    print(dictionary.visualize_feature(options.feature))
+    if options.out:
+        dictionary.save(options.out)
+        print(f"written to {options.out}")
 
 
 def _steer(options: argparse.Namespace) -> None:
@@ -127,8 +141,12 @@ def _steer(options: argparse.Namespace) -> None:
 def _circuits(options: argparse.Namespace) -> None:
     from hubsae import InterpretableModel, find_feature_circuits, load_sae
     from hubsae.errors import ConfigError
+    from hubsae.graph_drawing import check_picture
     from hubsae.tokens import read_texts
 
+    pictures = [check_picture(out) for out in options.out if not out.endswith(".json")]
+    if len(options.dictionaries) < 2:
+        raise ConfigError("give the dictionaries of at least two layers")
     saes = {}
     for name in options.dictionaries:
         dictionary = load_sae(name)
@@ -159,34 +177,39 @@ def _circuits(options: argparse.Namespace) -> None:
         foils=options.foil,
     )
     print(circuit)
+    for picture in pictures:
+        circuit.visualize().save(picture)
     for out in options.out:
         if out.endswith(".json"):
             Path(out).write_text(circuit.to_json(), encoding="utf-8")
-        else:
-            circuit.visualize().save(out)
         print(f"written to {out}")
 
 
 def _label(options: argparse.Namespace) -> None:
     import os
 
+    from hubsae.errors import ConfigError
     from hubsae.labelers import EndpointLabeler
 
+    dictionary = load(options)
+    folder = options.out or (dictionary.source.name if dictionary.source.revision is None else None)
+    if folder is None:
+        raise ConfigError(f"{options.dictionary} is a repository: give --out, a folder to keep the labels in")
     dictionary = _analysed(options)
     if dictionary.model is None:
         dictionary = bound(options)
+    if options.out and not (Path(options.out) / "config.json").exists():
+        dictionary.save(options.out)  # whole from the start, whatever becomes of the run
     labeler = options.labeler
     if labeler.startswith(("http://", "https://")):
         labeler = EndpointLabeler(labeler, options.labeler_model, os.environ.get(_KEY_VARIABLE))
-    local = dictionary.source.name if dictionary.source.revision is None else None
     found = dictionary.auto_label_features(
         labeler,
         options.features,
         num_examples=options.num_examples,
         num_scored=options.num_scored,
         relabel=options.relabel,
-        save_path=options.out or local,
+        save_path=folder,
     )
-    if options.out:
-        dictionary.save(options.out)
     print(found)
+    print(f"features.parquet written to {folder}")

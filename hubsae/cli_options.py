@@ -29,7 +29,10 @@ def add_texts(parser: argparse.ArgumentParser, required: bool = True) -> None:
 
 def numbers_of(text: str) -> list[int]:
     """`"8,10,12"` -> the numbers."""
-    return [int(part) for part in text.split(",")]
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers with commas between them") from None
 
 
 def texts(options: argparse.Namespace) -> Any:

@@ -34,7 +34,7 @@ def match_concepts(values: Any, carried: np.ndarray, names: Sequence[str], fit: 
             f"concepts of shape {carried.shape} and a split of shape {fit.shape} for {values.shape[0]} units "
             f"and {len(names)} names"
         )
-    peak = np.asarray(values.max(axis=0).todense()).ravel()
+    peak = np.asarray(values[fit].max(axis=0).todense()).ravel()
     best: dict[str, tuple[float, int, float, float, float]] = dict.fromkeys(names, (-1.0, 0, 0.0, 0.0, 0.0))
     for threshold in THRESHOLDS:
         says = values.copy()

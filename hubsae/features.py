@@ -1,7 +1,7 @@
 """`Features`: what is known of every feature of a dictionary, as arrays, as tables, and as a file that others read."""
 
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,13 +10,13 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from hubsae import feature_file
-from hubsae.errors import ArtifactError, DataError
+from hubsae.errors import ArtifactError, ConfigError, DataError
 from hubsae.feature_file import FEATURES, FeatureFile
 from hubsae.firing import BINS, Firing
-from hubsae.tables import Marked, Shown, Table, number
+from hubsae.settings import as_type
+from hubsae.tables import Marked, Shown, Table, bars
 
 Kind = Literal["top", "quantile", "random"]
-_BARS = " ▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Example:
     """A piece of text in which a feature fires.
 
     value: the feature's value at token `at`. values: its value on every one of `tokens`, 0 where it does not fire.
-    ids: the token ids. document: the number of the text it comes from.
+    ids: the token ids. document: the number of the text it comes from, empty ones not counted.
     """
 
     value: float
@@ -70,6 +70,20 @@ class Label:
     labeler: str
 
 
+def check_feature(feature: Any, n_features: int) -> int:
+    """The id of a feature as an int; raises `DataError` where there is none of this id."""
+    if isinstance(feature, bool) or not isinstance(feature, int | np.integer) or not 0 <= feature < n_features:
+        raise DataError(f"feature {str(feature)[:80]!s}: this dictionary has features 0 to {n_features - 1}")
+    return int(feature)
+
+
+def check_features(features: Any, n_features: int) -> list[int]:
+    """The ids of several features as a list; raises `DataError` for what is no list, and ids that do not exist."""
+    if isinstance(features, str | int | np.integer) or not isinstance(features, Iterable):
+        raise DataError(f"features {str(features)[:80]}: expected a list of numbers")
+    return [check_feature(feature, n_features) for feature in features]
+
+
 @dataclass(frozen=True, repr=False)
 class Features(Shown):
     """Numbers, examples and labels of all F features, measured on `n_tokens` tokens of some texts.
@@ -98,18 +112,26 @@ class Features(Shown):
     @classmethod
     def load(cls, path: str | Path, n_features: int | None = None) -> Self:
         """From features.parquet or the folder it is in; columns are read when they are used."""
-        path = Path(path)
-        file = FeatureFile(path / FEATURES if path.is_dir() else path)
+        file = FeatureFile(_file(path))
         if n_features is not None and file.n_features != n_features:
             raise ArtifactError(f"{file.path} is of {file.n_features} features, the dictionary has {n_features}")
-        if not isinstance(file.info.get("n_tokens"), int) or not {"n_active", "mean", "maximum"} <= set(file):
-            raise ArtifactError(f"{file.path}: has no numbers of features in it")
         return cls(file, file.info)
 
     def save(self, path: str | Path) -> None:
-        """Write features.parquet (into `path`, where that is a folder)."""
-        path = Path(path)
-        feature_file.write(path / FEATURES if path.is_dir() else path, self.columns, self.info)
+        """Write features.parquet into the folder `path`, or the file `path`, if its name ends so."""
+        try:
+            _file(path).parent.mkdir(parents=True, exist_ok=True)
+            feature_file.write(_file(path), self.columns, self.info)
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be written ({error})") from error
+
+    def numbers_only(self) -> Self:
+        """The same without examples and what else shows pieces of the texts; labels are kept."""
+        kept = {name: column for name, column in self.columns.items() if not name.startswith(("top_", "random_"))}
+        used = [self.columns[f"{kind}_ids"] for kind in ("promoted", "suppressed") if f"{kind}_ids" in self.columns]
+        ids = set(np.unique(np.concatenate(used)).tolist()) if used else set()
+        own = {i: text for i, text in self.vocabulary.items() if i in ids}
+        return replace(self, columns=kept, info={**self.info, "vocabulary": {str(i): t for i, t in own.items()}})
 
     @property
     def n_features(self) -> int:
@@ -165,22 +187,25 @@ class Features(Shown):
 
     @cached_property
     def vocabulary(self) -> dict[int, str]:
-        """Texts of the tokens that occur in examples and among promoted tokens."""
-        return {int(i): str(text) for i, text in (self.info.get("vocabulary") or {}).items()}
+        """Texts of the tokens that occur in examples."""
+        return {int(i): text for i, text in self.info.get("vocabulary", {}).items()}
+
+    @cached_property
+    def promoted_vocabulary(self) -> dict[int, str]:
+        """Texts of the promoted and suppressed tokens, where they are another model's; else the same `vocabulary`."""
+        own = self.info.get("promoted_vocabulary")
+        return self.vocabulary if own is None else {int(i): text for i, text in own.items()}
 
     def check(self, feature: int, *, alive: bool = False) -> int:
         """The id of a feature; raises `DataError` where there is none, or (`alive`) where it never fired."""
-        if isinstance(feature, bool) or not isinstance(feature, int | np.integer):
-            raise DataError(f"feature {feature!r}: expected a number")
-        if not 0 <= feature < self.n_features:
-            raise DataError(f"feature {feature}: this dictionary has features 0 to {self.n_features - 1}")
+        feature = check_feature(feature, self.n_features)
         if alive and self.n_active[feature] == 0:
             lively = ", ".join(map(str, np.argsort(-self.n_active)[:5]))
             raise DataError(
                 f"feature {feature} is dead: it fired on none of {self.n_tokens:,} tokens ({self.data}). "
                 f"{int((~self.dead).sum())} of {self.n_features} features did, most often {lively}"
             )
-        return int(feature)
+        return feature
 
     def label(self, feature: int) -> Label | None:
         """The label of a feature, if it has one."""
@@ -204,6 +229,8 @@ class Features(Shown):
         counts = np.array(self.columns.get("label_examples", np.zeros(n, np.int64)))
         for feature, label in labels.items():
             self.check(feature)
+            if not isinstance(label, Label):
+                raise DataError(f"label of feature {feature} is a {type(label).__name__}: expected a Label")
             texts[feature], labelers[feature] = label.text, label.labeler
             scores[feature] = np.nan if label.score is None else label.score
             counts[feature] = label.n_scored
@@ -224,6 +251,10 @@ class Features(Shown):
         at equal steps of their values, so that weak firing is seen too, strongest first.
         """
         feature = self.check(feature)
+        if kind not in ("top", "quantile", "random"):
+            raise ConfigError(f"kind={kind!r}: expected 'top', 'quantile' or 'random'")
+        if n is not None and as_type(n, int, "n") < 0:
+            raise ConfigError(f"n={n}: expected 0 or more")
         if not self.has_examples:
             raise DataError("no examples are known yet; call feature_statistics(texts) first")
         prefix = "top" if kind == "top" else "random"
@@ -254,11 +285,13 @@ class Features(Shown):
     def token_weights(self, feature: int, kind: Literal["promoted", "suppressed"]) -> list[TokenWeight]:
         """The tokens whose logits a feature raises or lowers most; empty where it writes nowhere in the residual."""
         feature = self.check(feature)
+        if kind not in ("promoted", "suppressed"):
+            raise ConfigError(f"kind={kind!r}: expected 'promoted' or 'suppressed'")
         if f"{kind}_ids" not in self.columns:
             return []
         ids, weights = (self.columns[f"{kind}_{name}"][feature] for name in ("ids", "weights"))
         pairs = zip(ids, weights, strict=True)
-        return [TokenWeight(int(i), self.vocabulary.get(int(i), "�"), float(w)) for i, w in pairs if i >= 0]
+        return [TokenWeight(int(i), self.promoted_vocabulary.get(int(i), "�"), float(w)) for i, w in pairs if i >= 0]
 
     def cofiring(self, feature: int) -> list[Neighbour]:
         """The features that most often fire on the same tokens, by phi (the correlation of firing or not)."""
@@ -305,59 +338,7 @@ class Features(Shown):
         return [Table(title, head, rows, note)]
 
 
-@dataclass(frozen=True, repr=False)
-class FeatureView(Shown):
-    """One feature, to look at: numbers, examples of all kinds, promoted tokens, neighbours, histogram of its values."""
-
-    feature: int
-    features: Features
-
-    @property
-    def label(self) -> Label | None:
-        return self.features.label(self.feature)
-
-    def tables(self) -> list[Table]:
-        f, i = self.features, self.feature
-        edges, counts = f.histogram(i)
-        used = int(np.flatnonzero(counts).max()) + 1
-        rows = [
-            ("fires on", f"{number(100 * float(f.density[i]))} % of {f.n_tokens:,} tokens ({f.data})"),
-            ("typical value", f"{number(float(f.mean[i]))} (largest {number(float(f.maximum[i]))})"),
-            ("its values", f"0 {bars(counts[:used])} {number(float(edges[used]))}"),
-        ]
-        if label := self.label:
-            score = "not scored" if label.score is None else f"detection {label.score:.2f} on {label.n_scored}"
-            rows.insert(0, ("label", f"{label.text} ({score}; {label.labeler})"))
-        if (norms := f.site_norms) is not None and norms.shape[1] > 1:
-            sites = zip(f.info.get("sites", range(norms.shape[1])), norms[i], strict=True)
-            rows.append(("decoder norms", ", ".join(f"{site} {number(float(n))}" for site, n in sites)))
-        for kind in ("promoted", "suppressed"):
-            if weights := f.token_weights(i, kind):
-                named = (f"{w.token!r} {number(w.weight)}" for w in weights[:6])
-                rows += [(f"{kind} tokens", ", ".join(named))]
-        for title, found in (("fires together with", f.cofiring(i)), ("similar decoders", f.similar(i))):
-            if found:
-                named = (f"{n.feature} ({number(n.score)}{_named(f, n.feature)})" for n in found[:5])
-                rows.append((title, ", ".join(named)))
-        tables = [Table(f"feature {i}", ("", ""), rows)]
-        kinds: Sequence[tuple[Kind, str, int]] = (
-            ("top", "top", 8),
-            ("quantile", "quantile", 5),
-            ("random", "random", 3),
-        )
-        for kind, name, n in kinds if f.has_examples else ():
-            examples = [(e.value, e.marked) for e in f.examples(i, kind, n)]
-            tables.append(Table(f"{name} examples", ("value", "text"), examples))
-        return tables
-
-
-def _named(features: Features, feature: int) -> str:
-    label = features.label(feature)
-    return f", {label.text}" if label else ""
-
-
-def bars(counts: Any) -> str:
-    """Counts as a line of little bars; what is not 0 is seen."""
-    counts = np.asarray(counts, float)
-    heights = np.ceil(counts / max(counts.max(initial=0), 1) * (len(_BARS) - 1)).astype(int)
-    return "".join(_BARS[h] for h in heights)
+def _file(path: str | Path) -> Path:
+    """The file itself, or features.parquet in the folder that is named."""
+    path = Path(path).expanduser()
+    return path if path.suffix == ".parquet" else path / FEATURES

@@ -15,7 +15,6 @@ from hubsae.dataset import ActivationDataset
 from hubsae.dictionary import DictionaryConfig
 from hubsae.distributed import ranks
 from hubsae.errors import ConfigError, DataError, warn
-from hubsae.features import Features
 from hubsae.hub import check_target
 from hubsae.hub_client import library_version
 from hubsae.lm import LanguageModel
@@ -23,7 +22,7 @@ from hubsae.questions import Questions
 from hubsae.recipe import SAEConfig
 from hubsae.report import Reports, ReportTo, check_report
 from hubsae.sites import Site, columns
-from hubsae.survey import site_norms
+from hubsae.survey import measured
 from hubsae.tokens import TokenConfig
 from hubsae.train import Job, train_jobs
 
@@ -229,9 +228,7 @@ def _judge(
         return False
     label = f"{name}: texts held out from training"
     dictionary.metrics = {**result.to_dict(), "data": {"name": label, "dataset": dataset}}
-    dictionary.features = Features.of_firing(
-        result.firing, n_documents=result.n_documents, data=label, site_norms=site_norms(dictionary)
-    )
+    dictionary.features = measured(dictionary, result.firing, n_documents=result.n_documents, data=label)
     return True
 
 

@@ -70,13 +70,11 @@ class Drawing:
 
     def save(self, path: str | Path) -> Path:
         """Write it; .png needs matplotlib (`pip install "hubsae[plots]"`)."""
-        path = Path(path)
-        if path.suffix == ".svg":
+        path = check_picture(path)
+        if path.suffix.lower() == ".svg":
             path.write_text(self.svg(), encoding="utf-8")
-        elif path.suffix == ".png":
-            self._png(path)
         else:
-            raise ConfigError(f"{path}: expected a name that ends with .svg or .png")
+            self._png(path)
         return path
 
     def _png(self, path: Path) -> None:
@@ -107,6 +105,16 @@ class Drawing:
             axes.text(b.x + 10, b.y + 17, _literal(_short(b.title)), fontsize=9, color=_TEXT)
             axes.text(b.x + 10, b.y + 32, _literal(_short(b.note)), fontsize=7.5, color=_LINE)
         FigureCanvasAgg(figure).print_png(path)
+
+
+def check_picture(path: str | Path) -> Path:
+    """The path of a picture that can be written; raises `ConfigError` for other kinds and folders that do not exist."""
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in (".svg", ".png"):
+        raise ConfigError(f"{path}: expected a name that ends with .svg or .png")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: there is no folder {path.parent}")
+    return path
 
 
 def draw(

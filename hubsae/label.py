@@ -7,6 +7,7 @@ then, given its label alone, it has to tell held-out examples from texts on whic
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ import scipy.sparse
 from hubsae.activations import Models, as_models, read_chunks
 from hubsae.codes import encode_chunks, pool
 from hubsae.dictionary import Dictionary
-from hubsae.errors import ConfigError, DataError, LabelError
-from hubsae.features import Example, Features, Label
+from hubsae.errors import ArtifactError, ConfigError, DataError, LabelError
+from hubsae.features import Example, Features, Label, check_features
 from hubsae.labelers import Labeler, ask
 from hubsae.lm import LanguageModel
+from hubsae.settings import as_type
 from hubsae.tables import Shown, Table, plain
 from hubsae.tokens import callable_tokenizer
 
@@ -95,7 +97,17 @@ def chosen(known: Features, features: Sequence[int] | None) -> list[int]:
     """The features to label: those given, checked, or all that fire."""
     if features is None:
         return np.flatnonzero(~known.dead).tolist()
-    return [known.check(i, alive=True) for i in dict.fromkeys(features)]
+    return [known.check(i, alive=True) for i in dict.fromkeys(check_features(features, known.n_features))]
+
+
+def resumed(known: Features, path: Path, belongs: Callable[[Features], bool]) -> Features:
+    """`known` with the labels of an earlier run that a features.parquet holds; raises where it is another's."""
+    if not path.is_file():
+        return known
+    there = Features.load(path, known.n_features)
+    if not belongs(there):
+        raise ArtifactError(f"{path} holds the features of another dictionary; give another save_path")
+    return known.labelled({i: label for i, label in there.labels.items() if not known.label(i)})
 
 
 def fired_on(dictionary: Dictionary, models: Models, texts: Sequence[str]) -> Any:
@@ -129,8 +141,13 @@ def label_features(
     from tqdm import tqdm
 
     for name, value, least in (("num_examples", num_examples, 1), ("num_scored", num_scored, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{name}={value!r}: expected a whole number of at least {least}")
+        if as_type(value, int, name) < least:
+            raise ConfigError(f"{name}={value!r}: expected at least {least}")
+    if 0 < num_scored < _LEAST_HELD_OUT or as_type(seed, int, "seed") < 0:
+        raise ConfigError(
+            f"num_scored={num_scored}, seed={seed}: expected 0 (no scores) or at least {_LEAST_HELD_OUT} texts, and a "
+            "seed of at least 0"
+        )
     models = as_models(models)
     rng = np.random.default_rng(seed)
     background = _pool(dictionary, models, known, rng) if num_scored else None
@@ -145,9 +162,7 @@ def label_features(
             unusable.append(int(feature))
             continue
         except LabelError as error:
-            raise LabelError(
-                f"{error}. {len(found)} labels of this run are kept; the same call goes on from there"
-            ) from error
+            raise LabelError(f"{error}. {len(found)} labels of this run are kept") from error
         found[int(feature)] = Label(text, score, len(task.texts), labeler[1])
         keep(int(feature), found[int(feature)])
     if unusable and not found:
@@ -260,9 +275,20 @@ def _label(task: Task, labeler: Labeler) -> str:
     return read_label(answer)
 
 
+def said(answer: str) -> str:
+    """An answer without what a reasoning model thinks before it; raises `Unusable` where the thinking has no end."""
+    answer = re.sub(r"<think(ing)?>.*?</think(ing)?>", "", answer, flags=re.DOTALL | re.IGNORECASE)
+    answer = re.split(r"<\|message\|>|</think(?:ing)?>", answer)[-1]
+    if re.search(r"<think(ing)?>|<\|channel\|>", answer, flags=re.IGNORECASE):
+        raise Unusable(f"the answer never ends its thinking: {answer[:80]!r}")
+    return re.sub(r"<\|[^|<>]*\|>", "", answer)
+
+
 def read_label(answer: str) -> str:
     """The label in an answer: its first line that says something; raises `Unusable` where there is none."""
-    for line in answer.splitlines():
+    for line in said(answer).splitlines():
+        if line.rstrip().endswith(":"):  # announces what comes
+            continue
         text = re.sub(r"^\W*(label|answer|feature)\s*:\s*", "", line.strip(), flags=re.IGNORECASE)
         text = plain(text).strip(" \"'*`«»")
         if re.search(r"\w", text):
@@ -285,9 +311,14 @@ def _score(task: Task, label: str, scorer: Labeler) -> float:
 
 
 def read_numbers(answer: str, n: int) -> list[int]:
-    """The numbers from 1 to n in an answer; raises `Unusable` for others, and where there are none at all."""
-    numbers = [int(text) for text in re.findall(r"\d{1,6}", answer)]
-    if not numbers and not re.search(r"\bnone\b", answer, flags=re.IGNORECASE):
+    """The numbers from 1 to n in an answer, none if it says so; raises `Unusable` for others, and without any."""
+    answer = said(answer)
+    if re.search(r"\bnone\b", answer, flags=re.IGNORECASE):
+        return []
+    numbers = []
+    for first, last in re.findall(r"(\d{1,6})(?:\s*[-–]\s*(\d{1,6}))?", answer):
+        numbers += range(int(first), min(int(last or first), n + 1) + 1)
+    if not numbers:
         raise Unusable(f"no numbers in the answer {answer[:80]!r}")
     if any(not 1 <= number <= n for number in numbers):
         raise Unusable(f"the answer {answer[:80]!r} names texts that are not there")

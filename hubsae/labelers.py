@@ -1,15 +1,20 @@
 """Who puts features into words: any function from a prompt to a text, a local model, or an endpoint."""
 
+import time
 import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from httpx2 import HTTPError
+from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
+
 from hubsae.errors import ConfigError, LabelError
 from hubsae.lm import LanguageModel
 
 Labeler = Callable[[str], str]
-_MAX_TOKENS = 80
+_MAX_TOKENS = 400
+_TRIES = 3
 _TIMEOUT_S = 120.0
 
 
@@ -26,7 +31,8 @@ class LocalLabeler:
         tokenizer = self._model.tokenizer
         if getattr(tokenizer, "chat_template", None):
             messages = [{"role": "user", "content": prompt}]
-            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+            # templates of reasoning models know the word, others ignore it
+            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, enable_thinking=False)
             return self._model.generate(ids, max_tokens=self._max_tokens)
         return self._model.generate(prompt, max_tokens=self._max_tokens)
 
@@ -51,8 +57,18 @@ class EndpointLabeler:
 
     def __call__(self, prompt: str) -> str:
         messages = [{"role": "user", "content": prompt}]
-        answer = self._client.chat_completion(messages, model=self._model, max_tokens=self._max_tokens, temperature=0.0)
-        return answer.choices[0].message.content or ""
+        for attempt in range(1, _TRIES + 1):
+            try:
+                answer = self._client.chat_completion(
+                    messages, model=self._model, max_tokens=self._max_tokens, temperature=0.0
+                )
+                return answer.choices[0].message.content or ""
+            except (OSError, HfHubHTTPError, HTTPError, InferenceTimeoutError) as error:
+                status = getattr(getattr(error, "response", None), "status_code", 503)
+                if attempt == _TRIES or (status < 500 and status != 429):
+                    raise
+                time.sleep(2.0**attempt)
+        raise AssertionError("the last try returns or raises")
 
 
 def as_labeler(labeler: Any) -> tuple[Labeler, str]:

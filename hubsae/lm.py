@@ -11,10 +11,11 @@ import mlx.nn as nn
 import numpy as np
 
 from hubsae import identity, lm_files
-from hubsae.errors import ConfigError, DataError, ModelError, SiteError
+from hubsae.errors import ConfigError, DataError, SiteError
 from hubsae.identity import BaseModel
-from hubsae.sites import COMPONENTS, Site, parse_sites
-from hubsae.taps import AllRead, Edit, Taps, find_module
+from hubsae.probe import Probe, probe
+from hubsae.sites import Site, parse_sites
+from hubsae.taps import AllRead, Edit, Taps
 
 Interventions = Mapping[str, Edit] | Mapping[Site, Edit]
 
@@ -76,8 +77,8 @@ class LanguageModel:
         return len(self.layers)
 
     @cached_property
-    def _probe(self) -> "_Probe":
-        return _probe(self.model)
+    def _probe(self) -> Probe:
+        return probe(self.model)
 
     @property
     def hidden_size(self) -> int:
@@ -149,7 +150,7 @@ class LanguageModel:
         """
         from mlx_lm.models.cache import make_prompt_cache
 
-        start = _offset(cache)
+        start = 0 if cache is None else _offset(cache)
         tokens = self._checked_tokens(tokens, start)
         sites = parse_sites(read)
         edits = _edits(edit)
@@ -198,7 +199,7 @@ class LanguageModel:
         texts = [text] if isinstance(text, str) else list(text)
         if not texts or not all(isinstance(t, str) for t in texts):
             raise DataError("trace needs at least one text, and texts only")
-        return Trace(self, [self.encode(t) for t in texts], dict(interventions or {}))
+        return Trace(self, [self.encode(t) for t in texts], _edits(interventions))
 
     def generate(
         self,
@@ -333,43 +334,13 @@ def padded(token_ids: Sequence[Any]) -> np.ndarray:
     return out
 
 
-@dataclass(frozen=True)
-class _Probe:
-    widths: dict[Site, int]
-    vocab_size: int
-    looped: bool
-
-
-def _probe(model: Any) -> _Probe:
-    """Widths of all standard sites and of the logits, from the shapes of a forward pass that is never evaluated."""
-    from mlx_lm.models.cache import make_prompt_cache
-
-    tokens = mx.zeros((1, 2), mx.int32)
-    wanted = [Site(i, c) for i, layer in enumerate(model.layers) for c in COMPONENTS if _has(layer, Site(i, c))]
-    with Taps(model.layers, wanted) as taps:
-        logits = model(tokens, cache=make_prompt_cache(model))
-    if not any(site.component == "residual" for site in taps.values):
-        raise ModelError(f"{type(model).__module__}: its forward pass never calls its layers, so they cannot be read")
-    widths = {s: v.shape[-1] for s, v in taps.values.items() if v.ndim == 3 and v.shape[:2] == (1, 2)}
-    if Site(0) not in widths:
-        raise ModelError(
-            f"{type(model).__module__}: its residual stream has shape {taps.values[Site(0)].shape} for 2 tokens, "
-            "not one vector per token; dictionaries of this architecture are not supported"
-        )
-    looped = any(count > 1 for site, count in taps.visits.items() if site.component == "residual")
-    return _Probe({site: widths[site] for site in wanted if site in widths}, logits.shape[-1], looped)
-
-
-def _has(layer: nn.Module, site: Site) -> bool:
-    try:
-        find_module(layer, site)
-    except SiteError:
-        return False
-    return True
-
-
 def _edits(interventions: Interventions | None) -> dict[Site, Edit]:
     """Interventions by site; `SiteError` where two spellings name the same one, since one would be lost."""
+    if not isinstance(interventions or {}, Mapping):
+        raise ConfigError(
+            f"interventions is a {type(interventions).__name__}: expected {{site: function}}; several interventions of "
+            "dictionaries go together as a | b"
+        )
     edits: dict[Site, Edit] = {}
     for name, function in (interventions or {}).items():
         site = Site.parse(name)
@@ -387,8 +358,12 @@ def _refuse_missed(sites: Iterable[Site], taps: Taps) -> None:
 
 
 def _offset(cache: Any) -> int:
-    """Tokens that a cache holds already."""
-    offsets = [getattr(layer, "offset", 0) for layer in cache or ()]
+    """Tokens that a cache holds already; of caches that do not count (states of recurrent layers) 0."""
+    offsets = []
+    for layer in cache or ():
+        for part in getattr(layer, "caches", None) or (layer,):
+            offset = getattr(part, "offset", 0)
+            offsets.append(int(np.array(offset).max()) if isinstance(offset, mx.array) else offset)
     return max((offset for offset in offsets if isinstance(offset, int)), default=0)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from hubsae import relations
 from hubsae.dictionary import Dictionary
 from hubsae.errors import ConfigError, DataError
-from hubsae.features import Features, Neighbour
+from hubsae.features import Features, Neighbour, check_feature, check_features
 from hubsae.sparse import as_numpy
 from hubsae.tables import Shown, Table
 from hubsae.text_analysis import check_top_k
@@ -97,8 +97,7 @@ def similar_features(
     """The `top_k` features nearest to one."""
     check_top_k(top_k)
     check_by(by)
-    if isinstance(feature, bool) or not 0 <= feature < dictionary.n_features:
-        raise DataError(f"feature {feature}: this dictionary has features 0 to {dictionary.n_features - 1}")
+    feature = check_feature(feature, dictionary.n_features)
     counts = None
     if by == "decoder":
         scores = relations.cosines_to(as_numpy(dictionary.W_dec), feature)
@@ -134,11 +133,9 @@ def feature_clusters(
 
 def co_occurrence(dictionary: Dictionary, features: Sequence[int], known: Features | None, sample: Any) -> CoOccurrence:
     """Counts and phi of each two of some features."""
-    chosen = list(features)
+    chosen = check_features(features, dictionary.n_features)
     if not chosen or len(set(chosen)) < len(chosen):
         raise DataError(f"features {chosen}: expected some different ones")
-    if wrong := [i for i in chosen if isinstance(i, bool) or not 0 <= i < dictionary.n_features]:
-        raise DataError(f"feature {wrong[0]}: this dictionary has features 0 to {dictionary.n_features - 1}")
     code = _needed(sample)
     fired = np.bincount(code.indices, minlength=dictionary.n_features)[chosen]
     ids = np.array(chosen)

@@ -1,6 +1,5 @@
 """What can be asked of a dictionary: each method is a thin call into the room that answers."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -8,19 +7,21 @@ from typing import Any, ClassVar
 import mlx.core as mx
 import numpy as np
 
-from hubsae import label, neighbours, steer, survey, text_analysis
+from hubsae import feature_search, label, neighbours, steer, survey, text_analysis
 from hubsae.dictionary import Dictionary
-from hubsae.errors import DataError, HubError, warn
+from hubsae.errors import ArtifactError, DataError, HubError, warn
 from hubsae.feature_file import FEATURES
-from hubsae.features import Features, FeatureView, Label
+from hubsae.feature_search import FoundFeatures
+from hubsae.feature_view import FeatureView
+from hubsae.features import Features, Label, check_feature
 from hubsae.hub import check_target
 from hubsae.label import Labels
 from hubsae.labelers import as_labeler
 from hubsae.lm import LanguageModel
 from hubsae.neighbours import CoOccurrence, FeatureClusters, SimilarFeatures
 from hubsae.steer import Intervention
-from hubsae.survey import Survey, SurveyConfig
-from hubsae.text_analysis import ActiveFeatures, FoundFeatures, Pool, TextAnalysis
+from hubsae.survey import SurveyConfig
+from hubsae.text_analysis import ActiveFeatures, Pool, TextAnalysis
 
 
 class Questions(Dictionary):
@@ -28,8 +29,9 @@ class Questions(Dictionary):
 
     more_files: ClassVar[tuple[str, ...]] = (FEATURES,)
     _features: Features | None = None
+    _sought: bool = False  # whether it was looked for where the dictionary comes from
     _sample: Any = None
-    _surveyed: Any = None
+    _surveyed: tuple[Any, int | None, Any] | None = None  # dataset, its length and the models of the last pass over all
 
     def _bound(self, model: Any) -> tuple[LanguageModel, ...]:
         raise NotImplementedError("a kind of dictionary says how it is bound to a model")
@@ -38,7 +40,8 @@ class Questions(Dictionary):
     def features(self) -> Features:
         """What is known of all features: numbers after training, more after `feature_statistics`, or as published.
 
-        Raises `DataError` where nothing is known.
+        Raises `DataError` where nothing is known. Setting it to None forgets what is known, and saves none of it;
+        `features.numbers_only()` is without pieces of text.
         """
         known = self.known_features()
         if known is None:
@@ -46,38 +49,50 @@ class Questions(Dictionary):
         return known
 
     @features.setter
-    def features(self, features: Features) -> None:
-        if features.n_features != self.n_features:
-            raise DataError(f"these are {features.n_features} features, the dictionary has {self.n_features}")
-        self._features = features
+    def features(self, features: Features | None) -> None:
+        if features is not None and not isinstance(features, Features):
+            raise DataError(f"features is a {type(features).__name__}: expected Features, or None")
+        if features is not None and not survey.belongs(features, self):
+            raise DataError("these are the features of another dictionary; call feature_statistics(texts) for its own")
+        self._features, self._sought, self._sample, self._surveyed = features, True, None, None
 
     def known_features(self) -> Features | None:
-        """`features`, or None where nothing is known; a published features.parquet is fetched when first asked for."""
-        if self._features is None and self.source is not None:
-            path = self.source.file(FEATURES)
-            if path is not None:
-                self._features = Features.load(path, self.n_features)
+        """`features`, or None where nothing is known; a published features.parquet is fetched when first asked for.
+
+        Raises `HubError` where it cannot be fetched, and `ArtifactError` where it is damaged or of another dictionary.
+        """
+        if self._features is None and not self._sought and self.source is not None:
+            try:
+                path = self.source.file(FEATURES)
+            except HubError as error:
+                raise HubError(f"{FEATURES} of {self.source}, which is read when it is first used: {error}") from error
+            found = None if path is None else Features.load(path, self.n_features)
+            if found is not None and not survey.belongs(found, self):
+                raise ArtifactError(f"{path} is of another dictionary; call feature_statistics(texts) for a new one")
+            self._features, self._sought = found, True
         return self._features
 
-    def _names(self) -> Features | None:
-        """`known_features` for annotations: where the Hub cannot be reached, none."""
+    def annotations(self) -> Features | None:
+        """`known_features` for names beside numbers: with a warning instead of an error where they cannot be had."""
         try:
             return self.known_features()
-        except HubError:
+        except (HubError, ArtifactError) as error:
+            self._sought = True
+            warn(f"features are shown without what is known of them ({error})")
             return None
 
     def _save_pretrained(self, save_directory: Path) -> None:
         super()._save_pretrained(save_directory)
-        if self._features is not None:
-            self._features.save(save_directory)
+        known = self.annotations()
+        if known is None:
             return
-        try:
-            path = self.source.file(FEATURES) if self.source else None
-        except HubError as error:
-            warn(f"{FEATURES} of {self.source} cannot be fetched and is not saved with it ({error})")
-            return
-        if path is not None:
-            shutil.copyfile(path, save_directory / FEATURES)
+        if survey.belongs(known, self):
+            known.save(save_directory)
+        else:
+            warn("its weights have changed since its features were analysed; they are not saved with it")
+
+    def card_values(self) -> dict:
+        return {**super().card_values(), "features": self.annotations()}
 
     def feature_statistics(
         self,
@@ -92,12 +107,14 @@ class Questions(Dictionary):
     ) -> Features:
         """What all features do on texts, from one pass: numbers, examples, neighbours, promoted tokens (`Features`).
 
-        It is kept as `features`, saved and published with the dictionary as features.parquet. Labels are kept.
-        `max_tokens` ends the pass early; `dataset_name` is what the result calls the texts.
+        It is kept as `features`, saved and published with the dictionary as features.parquet, pieces of the texts
+        included. Labels that are known are kept. `max_tokens` ends the pass early; `dataset_name` is what the result
+        calls the texts.
         """
+        models, known = self._bound(model), self.annotations()
         found = survey.survey(
             self,
-            self._bound(model),
+            models,
             dataset,
             config,
             max_tokens=max_tokens,
@@ -105,20 +122,23 @@ class Questions(Dictionary):
             text_column=text_column,
             progress=progress,
         )
-        return self._keep(found, dataset)
+        self.features = found.features.labelled(known.labels) if known and known.labels else found.features
+        self._sample = found.sample
+        self._surveyed = (dataset, _length(dataset), models) if max_tokens is None else None
+        return self.features
 
-    def _keep(self, found: Survey, dataset: Any) -> Features:
-        known = self._names()
-        self._features = found.features.labelled(known.labels) if known and known.labels else found.features
-        self._sample, self._surveyed = found.sample, dataset
-        return self._features
+    def _analysed(self, dataset: Any, model: Any, *, examples: bool = True) -> Features | None:
+        """`features`, after a pass over `dataset`, if one is given and was not the last one analysed.
 
-    def _analysed(self, dataset: Any, model: Any) -> Features:
-        """`features` with examples, from a pass over `dataset` where they come from elsewhere or are missing."""
-        if dataset is not None and dataset is not self._surveyed:
-            return self.feature_statistics(dataset, model)
+        Raises `DataError` where examples are wanted and none are known.
+        """
+        if dataset is not None:
+            before, length, models = self._surveyed or (None, None, None)
+            same = before is dataset and length == _length(dataset)
+            if not same or (model is not None and self._bound(model) != models):
+                return self.feature_statistics(dataset, model)
         known = self.known_features()
-        if known is None or not known.has_examples:
+        if examples and (known is None or not known.has_examples):
             raise DataError("no examples are known of its features; give dataset=texts, or call feature_statistics")
         return known
 
@@ -128,14 +148,14 @@ class Questions(Dictionary):
         With a dataset that is not the last one analysed, a pass over it is made, which then serves all features.
         Raises `DataError` for ids out of range and for dead features.
         """
-        if not 0 <= feature_id < self.n_features:
-            raise DataError(f"feature {feature_id}: this dictionary has features 0 to {self.n_features - 1}")
+        feature_id = check_feature(feature_id, self.n_features)
         features = self._analysed(dataset, model)
+        assert features is not None
         return FeatureView(features.check(feature_id, alive=True), features)
 
     def analyze_text(self, text: str, model: Any = None, top_k: int = 10) -> TextAnalysis:
         """The strongest features of every token of a text."""
-        return text_analysis.analyze_text(self, self._bound(model), text, top_k, self._names())
+        return text_analysis.analyze_text(self, self._bound(model), text, top_k, self.annotations())
 
     def find_top_features(self, text: str, model: Any = None, top_k: int = 10) -> ActiveFeatures:
         """The features with the largest values anywhere in a text."""
@@ -150,22 +170,23 @@ class Questions(Dictionary):
 
     def interpret_features(self, code: Any, top_k: int = 10) -> ActiveFeatures:
         """What is active in a code (..., F), dense or sparse, with what is known of it."""
-        return text_analysis.interpret_features(code, self.n_features, top_k, self._names())
+        return text_analysis.interpret_features(code, self.n_features, top_k, self.annotations())
 
     def find_feature_by_examples(
-        self, texts: Sequence[str], against: Sequence[str] | None = None, model: Any = None, top_k: int = 10
+        self, texts: Sequence[str], against: Any = None, model: Any = None, top_k: int = 10
     ) -> FoundFeatures:
         """The features that fire on all of `texts` rather than on others, best first.
 
-        `against`: texts of all sorts; without them what is known of the features' values elsewhere is used. Examples
-        should differ in everything but what is looked for: what else they share is found as well.
+        `against`: texts of all sorts, a list or a `datasets` dataset; without them what is known of the features'
+        values elsewhere is used. Examples should differ in everything but what is looked for: what else they share is
+        found as well.
         """
         models = self._bound(model)
-        return text_analysis.find_by_examples(self, models, texts, against, top_k, self._names())
+        return feature_search.find_by_examples(self, models, texts, against, top_k, self.annotations())
 
     def similar_features(self, feature_id: int, by: str = "decoder", top_k: int = 10) -> SimilarFeatures:
         """Features that write the same way (`by="decoder"`, cosine) or fire together (`"coactivation"`, phi)."""
-        return neighbours.similar_features(self, feature_id, by, top_k, self._names(), self._sample)
+        return neighbours.similar_features(self, feature_id, by, top_k, self.annotations(), self._sample)
 
     def feature_clusters(
         self, by: str = "decoder", min_similarity: float = 0.5, dataset: Any = None, model: Any = None
@@ -175,15 +196,13 @@ class Questions(Dictionary):
         By decoder rows (cosine), or by `"coactivation"` (phi), which needs a pass over texts: `dataset`, or the last
         `feature_statistics`. Dead features take no part.
         """
-        if dataset is not None and dataset is not self._surveyed:
-            self.feature_statistics(dataset, model)
-        return neighbours.feature_clusters(self, by, min_similarity, self._names(), self._sample)
+        self._analysed(dataset, model, examples=False)
+        return neighbours.feature_clusters(self, by, min_similarity, self.annotations(), self._sample)
 
     def co_occurrence(self, feature_ids: Sequence[int], dataset: Any = None, model: Any = None) -> CoOccurrence:
         """How often each two of some features fire on the same tokens, counted on a sample of the texts' tokens."""
-        if dataset is not None and dataset is not self._surveyed:
-            self.feature_statistics(dataset, model)
-        return neighbours.co_occurrence(self, feature_ids, self._names(), self._sample)
+        self._analysed(dataset, model, examples=False)
+        return neighbours.co_occurrence(self, feature_ids, self.annotations(), self._sample)
 
     def steer(self, activation: mx.array, feature_id: int, strength: float = 1.0, units: str = "typical") -> mx.array:
         """(..., d_out) activations of the written sites, moved along a feature's decoder row.
@@ -191,7 +210,11 @@ class Questions(Dictionary):
         strength: in units of the feature's typical activation, or of the code (`units="raw"`). The rest of the
         activation, reconstruction error included, stays.
         """
-        x = activation if isinstance(activation, mx.array) else mx.array(np.asarray(activation))
+        try:
+            x = activation if isinstance(activation, mx.array) else mx.array(np.asarray(activation, np.float32))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"activation is a {type(activation).__name__}: expected numbers") from error
+        x = x if mx.issubdtype(x.dtype, mx.floating) else x.astype(mx.float32)
         if x.shape[-1:] != (self.config.d_out,):
             raise DataError(
                 f"activations have shape {x.shape}; this {self.config.kind} writes {self.config.d_out} columns "
@@ -218,8 +241,8 @@ class Questions(Dictionary):
         add {feature: strength}: everywhere. amplify {feature: factor}: where it fires. set {feature: strength}:
         everywhere, whatever it was. ablate [features]: to zero. direction (F,), times `strength`: a difference or sum
         of `encode_text` codes, added everywhere. Strengths are in units of each feature's typical activation (its mean
-        where it fires; `units="raw"`: as they are), a direction's of itself. Those of several dictionaries go together
-        as `{**a.intervene(...), **b.intervene(...)}`. of_model: which model, where there are several.
+        where it fires; `units="raw"`: as they are), a direction's of itself. Several, of other dictionaries too, go
+        together as `a.intervene(...) | b.intervene(...)`. of_model: which model, where there are several.
         """
         needs = units == "typical" and bool(add or set)
         known = self.known_features() if needs else None
@@ -257,11 +280,15 @@ class Questions(Dictionary):
         OpenAI-compatible endpoint (`EndpointLabeler` takes a key). It is shown `num_examples` examples, and then
         (`scorer`, if another shall judge) its label and `num_scored` other texts: half of them held-out examples, a
         quarter near misses, a quarter any text. Features (default: all that fire) that have a label keep it, unless
-        `relabel`; so a run that was stopped goes on. With `save_path` the features.parquet of that folder is renewed
-        after every 20 labels, and when a run ends or breaks off.
+        `relabel`, so a run that was stopped goes on. With `save_path` the features.parquet in that folder is renewed
+        after every 20 labels, and when a run ends or breaks off; labels that are there already count as had.
         """
         models = self._bound(model)
         known = self._analysed(dataset, models if model is not None else None)
+        assert known is not None
+        if save_path is not None:
+            known = label.resumed(known, check_target(save_path) / FEATURES, lambda f: survey.belongs(f, self))
+            self._features = known
         asked = label.chosen(known, features)
         todo = [i for i in asked if relabel or not known.label(i)]
         own = as_labeler(labeler)
@@ -271,7 +298,7 @@ class Questions(Dictionary):
             self._features = self.features.labelled(new)
             new.clear()
             if save_path is not None:
-                self._features.save(check_target(save_path))
+                self._features.save(save_path)
 
         def keep(feature: int, given: Label) -> None:
             new[feature] = given
@@ -295,3 +322,7 @@ class Questions(Dictionary):
         finally:
             store()
         return Labels(found, unusable, len(asked) - len(todo))
+
+
+def _length(dataset: Any) -> int | None:
+    return len(dataset) if hasattr(dataset, "__len__") else None

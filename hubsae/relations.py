@@ -64,6 +64,8 @@ def _directions(rows: np.ndarray) -> np.ndarray:
 
 def similar(rows: np.ndarray, n: int = 8) -> dict[str, np.ndarray]:
     """(F, d) decoder rows -> (F, n) columns `similar_ids` and `similar_cosine`: those with the largest cosine."""
+    if len(rows) == 1:
+        return {"similar_ids": np.full((1, n), -1, np.int32), "similar_cosine": np.zeros((1, n), np.float32)}
     directions = _directions(rows)
     transposed, scratch = np.ascontiguousarray(directions.T), Scratch()
     ids, cosines = [], []
@@ -163,6 +165,6 @@ def _refuse_many(n: int, least: float) -> None:
 
 def check_similarity(least: float) -> float:
     """`least` if it is a closeness that can be asked for."""
-    if not 0 < least <= 1:
-        raise ConfigError(f"min_similarity={least}: expected a number above 0, up to 1")
-    return least
+    if isinstance(least, bool) or not isinstance(least, int | float | np.number) or not 0 < least <= 1:
+        raise ConfigError(f"min_similarity={least!r}: expected a number above 0, up to 1")
+    return float(least)

@@ -14,12 +14,13 @@ from hubsae.features import Features
 from hubsae.firing import Firing
 from hubsae.lm import LanguageModel
 from hubsae.running import Firings, Kept, RowSample
-from hubsae.settings import check_types
+from hubsae.settings import as_type, check_types
 from hubsae.sparse import as_numpy
 from hubsae.tokens import Chunk
-from hubsae.unembed import token_weights
+from hubsae.unembed import residual_site, token_weights
 
 _ROWS_AT_ONCE = 32_768
+_MARKS = 32
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,9 @@ class SurveyConfig:
     """What is kept of every feature.
 
     top_examples, random_examples: how many, at most one of a chunk of text. tokens_before, tokens_after: how much text
-    an example shows around its token; near the start of a chunk more of what comes after. neighbours: how many co-firing and similar features. promoted_tokens: how many
-    tokens, raised and lowered. sampled_rows: tokens on which pairs of features are counted. seed: of all chance.
+    an example shows around its token; near the start of a chunk more of what comes after. neighbours: how many
+    co-firing and similar features. promoted_tokens: how many tokens, raised and lowered. sampled_rows: tokens on which
+    pairs of features are counted. seed: of all chance.
     """
 
     top_examples: int = 20
@@ -75,6 +77,10 @@ def survey(
     F * (top_examples + random_examples) * (tokens shown) * 8 bytes. `data`: what the texts are called.
     """
     config, models = config or SurveyConfig(), as_models(models)
+    if max_tokens is not None and as_type(max_tokens, int, "max_tokens") < 1:
+        raise ConfigError(f"max_tokens={max_tokens}: expected at least 1")
+    if not isinstance(config, SurveyConfig):
+        raise ConfigError(f"config is a {type(config).__name__}: expected a SurveyConfig")
     stream = _chunks(dictionary, models, texts, max_tokens, text_column)
     c, rng = dictionary.config, np.random.default_rng(config.seed)
     firing = Firing(dictionary.n_features)
@@ -83,29 +89,56 @@ def survey(
     random = Kept(dictionary.n_features, config.random_examples, *around)
     sample = RowSample(config.sampled_rows, rng)
     number = min(site.model for site in c.read_sites)  # whose tokens are shown
-    n_documents, last = 0, -1
+    documents: set[int] = set()
     with _bar(progress, max_tokens) as bar:
         for group in tokens.groups(stream, c.d_in, min(64 << 20, 4 * c.d_in * _ROWS_AT_ONCE)):
             firings, code = _firings(dictionary, models, group, number, firing)
             top.add(firings, firings.values)
             random.add(firings, rng.random(len(firings.values), np.float32))
             sample.add(code)
-            documents = np.r_[last, firings.documents]
-            n_documents, last = n_documents + int((np.diff(documents) != 0).sum()), int(documents[-1])
+            documents.update(firings.documents.tolist())
             bar.update(code.shape[0])
     if not firing.n_tokens:
         raise DataError("the texts have no tokens that count, so there is nothing to learn about features")
+    if not all(np.isfinite(total).all() for total in (firing.total, firing.maximum)):
+        raise DataError("some features have values that are not finite; the dictionary overflows on these texts")
     columns = {
         **top.columns("top"),
         **random.columns("random"),
         **relations.cofiring(sample.code, config.neighbours),
         **relations.similar(as_numpy(dictionary.W_dec), config.neighbours),
         **token_weights(dictionary, models, np.flatnonzero(firing.n_active), config.promoted_tokens),
-        "site_norms": site_norms(dictionary),
     }
-    features = Features.of_firing(firing, n_documents=n_documents, data=data or _name(texts), **columns)
-    features.info.update(_info(columns, models[number], dictionary, config, sample.code.shape[0]))
+    features = measured(dictionary, firing, n_documents=len(documents), data=data or _name(texts), **columns)
+    features.info.update(_info(columns, models, number, dictionary, config))
+    features.info["sampled_rows"] = sample.code.shape[0]
     return Survey(features, sample.code)
+
+
+def measured(dictionary: Dictionary, firing: Firing, **known: Any) -> Features:
+    """What was summed of a dictionary's features, with the norms of its decoder and the mark that tells whose it is."""
+    features = Features.of_firing(firing, **known, site_norms=site_norms(dictionary))
+    features.info.update(sites=list(dictionary.config.writes), fingerprint=fingerprint(dictionary))
+    return features
+
+
+def fingerprint(dictionary: Dictionary) -> list[float]:
+    """A few numbers that another dictionary would not have: sums with alternating signs of some decoder rows."""
+    some = np.linspace(0, dictionary.n_features - 1, min(_MARKS, dictionary.n_features)).astype(int)
+    rows = as_numpy(dictionary.W_dec)[some]
+    signs = np.where(np.arange(rows.shape[1]) % 2, -1.0, 1.0)
+    return [float(f"{value:.4g}") for value in rows @ signs]
+
+
+def belongs(features: Features, dictionary: Dictionary) -> bool:
+    """Whether features are those of a dictionary, as far as their marks tell; other precisions of it pass."""
+    own, theirs = fingerprint(dictionary), features.info.get("fingerprint")
+    if features.n_features != dictionary.n_features:
+        return False
+    if not isinstance(theirs, list) or len(theirs) != len(own):
+        return theirs is None
+    size = float(np.abs(own).mean())
+    return bool(np.allclose(np.array(theirs, float), own, rtol=0.02, atol=0.02 * size))
 
 
 def site_norms(dictionary: Dictionary) -> np.ndarray:
@@ -158,17 +191,23 @@ def _firings(
 
 
 def _info(
-    columns: dict, model: LanguageModel, dictionary: Dictionary, config: SurveyConfig, sampled_rows: int
+    columns: dict, models: Sequence[LanguageModel], number: int, dictionary: Dictionary, config: SurveyConfig
 ) -> dict[str, Any]:
-    names = ("top_tokens", "random_tokens", "promoted_ids", "suppressed_ids")
+    site = residual_site(dictionary, models)
+    shown, promoted = ("top_tokens", "random_tokens"), ("promoted_ids", "suppressed_ids")
+    info: dict[str, Any] = {"window": config.tokens_before + 1 + config.tokens_after}
+    if site is None or site.model == number:
+        info["vocabulary"] = _vocabulary(models[number], columns, (*shown, *promoted))
+    else:
+        info["vocabulary"] = _vocabulary(models[number], columns, shown)
+        info["promoted_vocabulary"] = _vocabulary(models[site.model], columns, promoted)
+    return info
+
+
+def _vocabulary(model: LanguageModel, columns: dict, names: Sequence[str]) -> dict[str, str]:
+    """Texts of the token ids in some columns."""
     used = np.unique(np.concatenate([np.unique(columns[name]) for name in names if name in columns]))
-    vocabulary = tokens.token_texts(model.tokenizer, used[used >= 0].tolist())
-    return {
-        "window": config.tokens_before + 1 + config.tokens_after,
-        "sites": list(dictionary.config.writes),
-        "sampled_rows": sampled_rows,
-        "vocabulary": {str(i): text for i, text in vocabulary.items()},
-    }
+    return {str(i): text for i, text in tokens.token_texts(model.tokenizer, used[used >= 0].tolist()).items()}
 
 
 def _name(texts: Any) -> str:

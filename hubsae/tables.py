@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+import numpy as np
+
 _WIDEST = 100
-_CONTROL = dict.fromkeys((*range(32), *range(127, 160), *range(8234, 8239), *range(8294, 8298)), "�")
+_BARS = " ▁▂▃▄▅▆▇█"
+_INVISIBLE = (0x61C, 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_CONTROL = dict.fromkeys((*range(32), *range(127, 160), *_INVISIBLE), "�")
 _BREAKS = {ord("\n"): "⏎", ord("\r"): "⏎", ord("\t"): "⇥"}
 _TABLE_STYLE = "border-collapse:collapse;font-variant-numeric:tabular-nums"
 _CELL_STYLE = "padding:2px 10px;text-align:left;vertical-align:top"
@@ -124,3 +128,10 @@ def number(value: float) -> str:
     if value == 0 or 0.001 <= abs(value) < 10_000:
         return f"{value:.4g}" if abs(value) >= 100 else f"{value:.3g}"
     return f"{value:.2e}"
+
+
+def bars(counts: Any) -> str:
+    """Counts as a line of little bars; what is not 0 is seen."""
+    counts = np.asarray(counts, float)
+    heights = np.ceil(counts / max(counts.max(initial=0), 1) * (len(_BARS) - 1)).astype(int)
+    return "".join(_BARS[h] for h in heights)

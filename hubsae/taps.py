@@ -219,7 +219,8 @@ class Taps:
             return value
         function = self._edits[site]
         position = self._start + self._passed.get(site, 0)
-        self._passed[site] = position - self._start + (shape[1] if len(shape) > 1 else 0)
+        if self._expect_shape is None:  # several passes, of one token after the other
+            self._passed[site] = position - self._start + (shape[1] if len(shape) > 1 else 0)
         where = (position,) if getattr(function, "takes_position", False) else ()
         self.editing = True  # a pass that the edit itself makes is not ours
         try:

@@ -1,6 +1,6 @@
-"""Questions about a text: which features fire where, what a text is as one code, which features tell texts apart."""
+"""Questions about a text: which features fire where, and what a text is as one code."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,10 +10,11 @@ import scipy.sparse
 
 from hubsae import tokens
 from hubsae.activations import Models, as_models, read_chunks
-from hubsae.codes import Codes, encode_chunks, pool
+from hubsae.codes import Codes, encode_chunks
 from hubsae.dictionary import Dictionary
 from hubsae.errors import ConfigError, DataError
-from hubsae.features import Features
+from hubsae.features import Features, check_feature
+from hubsae.settings import as_type
 from hubsae.sparse import SparseCode
 from hubsae.tables import Shown, Table
 
@@ -85,23 +86,24 @@ class TextAnalysis(Shown):
 
     def top(self, position: int, top_k: int | None = None) -> list[ActiveFeature]:
         """The strongest features at a token."""
+        if not 0 <= as_type(position, int, "position") < len(self.tokens):
+            raise DataError(f"position {position}: this text has tokens 0 to {len(self.tokens) - 1}")
         row = self.code[[position]]
-        order = np.argsort(-row.data, kind="stable")[: top_k or self.top_k]
+        order = np.argsort(-row.data, kind="stable")[: self.top_k if top_k is None else check_top_k(top_k)]
         found = zip(row.indices[order].tolist(), row.data[order].tolist(), strict=True)
         return [active(i, value, self.known, self.tokens[position], position) for i, value in found]
 
     def values(self, feature: int) -> np.ndarray:
         """(tokens,) values of one feature."""
-        if not 0 <= feature < self.code.shape[1]:
-            raise DataError(f"feature {feature}: this dictionary has features 0 to {self.code.shape[1] - 1}")
-        return self.code[:, [feature]].toarray()[:, 0]
+        return self.code[:, [check_feature(feature, self.code.shape[1])]].toarray()[:, 0]
 
     def strongest(self, top_k: int | None = None) -> ActiveFeatures:
         """The features with the largest values anywhere in the text."""
         columns = self.code.tocsc()
         counts = np.diff(columns.indptr)
         best = np.asarray(columns.max(axis=0).todense()).ravel()
-        order = np.argsort(-best, kind="stable")[: min(top_k or self.top_k, int((counts > 0).sum()))]
+        n = self.top_k if top_k is None else check_top_k(top_k)
+        order = np.argsort(-best, kind="stable")[: min(n, int((counts > 0).sum()))]
         found = []
         for i in order.tolist():
             part = slice(columns.indptr[i], columns.indptr[i + 1])
@@ -120,51 +122,6 @@ class TextAnalysis(Shown):
         return [Table("features of each token, strongest first", ("token", "features"), rows)]
 
 
-@dataclass(frozen=True)
-class FoundFeature:
-    """A feature that fires on the examples rather than on the background.
-
-    auc: the chance that it is stronger on an example than on a background text (0.5 says nothing). on_examples: share
-    of them on which it fires; on_background: the same there. score: mean of auc and of the balanced accuracy of firing
-    at all, since a weak feature that fires nowhere else says more than a strong one that always does. value: mean of
-    its largest values on the examples.
-    """
-
-    feature: int
-    score: float
-    auc: float
-    on_examples: float
-    on_background: float
-    value: float
-    token: str
-    name: str
-
-
-@dataclass(frozen=True, repr=False)
-class FoundFeatures(Shown):
-    """Features that set examples apart, best first."""
-
-    title: str
-    features: tuple[FoundFeature, ...]
-
-    def __iter__(self):
-        return iter(self.features)
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitem__(self, index: int) -> FoundFeature:
-        return self.features[index]
-
-    def tables(self) -> list[Table]:
-        head = ("feature", "score", "AUC", "examples", "background", "value", "token", "label, or tokens it fires on")
-        rows = [
-            (f.feature, f.score, f.auc, _percent(f.on_examples), _percent(f.on_background), f.value, f.token, f.name)
-            for f in self.features
-        ]
-        return [Table(self.title, head, rows)]
-
-
 def active(
     feature: int, value: float, known: Features | None, token: str = "", position: int = -1, n_tokens: int = 1
 ) -> ActiveFeature:
@@ -177,7 +134,9 @@ def active(
 def encode_texts(dictionary: Dictionary, models: Models, texts: Sequence[str]) -> Codes:
     """Codes of a few texts as the dictionary's settings cut them; raises `DataError` where a text has no tokens."""
     models = as_models(models)
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise DataError(f"texts is a {type(texts).__name__}: expected a list of texts")
+    texts = list(texts)
     if not texts:
         raise DataError("no texts were given")
     if empty := [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]:
@@ -236,9 +195,14 @@ def interpret_features(code: Any, n_features: int, top_k: int = 10, known: Featu
     check_top_k(top_k)
     if isinstance(code, SparseCode):
         code = code.dense()
-    values = np.array(code.astype(mx.float32) if isinstance(code, mx.array) else code, dtype=np.float32)
-    if not values.ndim or values.shape[-1] != n_features:
-        raise DataError(f"a code of shape {values.shape}: expected (..., {n_features})")
+    if scipy.sparse.issparse(code):
+        code = code.toarray()
+    try:
+        values = np.array(code.astype(mx.float32) if isinstance(code, mx.array) else code, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"a code that is a {type(code).__name__}: expected numbers (..., {n_features})") from error
+    if not values.size or values.shape[-1:] != (n_features,):
+        raise DataError(f"a code of shape {values.shape}: expected (..., {n_features}), with at least one row")
     values = values.reshape(-1, n_features)
     largest = values[np.abs(values).argmax(axis=0), np.arange(n_features)]
     order = [i for i in np.argsort(-np.abs(largest), kind="stable")[:top_k].tolist() if largest[i] != 0]
@@ -247,123 +211,12 @@ def interpret_features(code: Any, n_features: int, top_k: int = 10, known: Featu
     return ActiveFeatures(f"strongest of {int((largest != 0).sum())} active features", found)
 
 
-def find_by_examples(
-    dictionary: Dictionary,
-    models: Models,
-    texts: Sequence[str],
-    against: Sequence[str] | None = None,
-    top_k: int = 10,
-    known: Features | None = None,
-) -> FoundFeatures:
-    """The features that fire on all of some texts rather than on other text, by the area under the ROC curve.
-
-    `against`: background texts. Without them the background is what `known` says of each feature's values, taken as
-    independent from token to token, for texts as long as the examples.
-    """
-    check_top_k(top_k)
-    codes = encode_texts(dictionary, models, texts)
-    columns, lengths, best = _by_text(codes)
-    candidates = np.flatnonzero((columns > 0).sum(axis=0) > 0)
-    values = columns[:, candidates]
-    if against is not None:
-        other = _pieces(encode_texts(dictionary, models, list(against)), int(np.median(lengths)))[:, candidates]
-        auc, on_background = _auc(values, other), np.diff(other.indptr) / other.shape[0]
-        peak = np.maximum(values.max(axis=0), other.max(axis=0).toarray()[0])
-        contrast = (values.mean(axis=0) - np.asarray(other.mean(axis=0)).ravel()) / peak
-        title = f"features of {len(values)} examples against {other.shape[0]:,} pieces of text"
-    elif known is not None:
-        auc, on_background = _auc_by_chance(values, lengths, known, candidates)
-        contrast = values.mean(axis=0) / np.maximum(known.maximum[candidates], values.max(axis=0))
-        title = f"features of {len(values)} examples against {known.n_tokens:,} tokens ({known.data})"
-    else:
-        raise DataError(
-            "nothing is known of how often features fire elsewhere: give against=texts of all sorts, "
-            "or call feature_statistics(texts) first"
-        )
-    on_examples = (values > 0).mean(axis=0)
-    score = (auc + (1 + on_examples - on_background) / 2) / 2
-    order = np.lexsort((-contrast, -score.round(2)))[:top_k]
-    found = tuple(
-        FoundFeature(
-            feature=int(candidates[i]),
-            score=float(score[i]),
-            auc=float(auc[i]),
-            on_examples=float(on_examples[i]),
-            on_background=float(on_background[i]),
-            value=float(values[:, i].mean()),
-            token=best(int(candidates[i]), as_models(models), dictionary),
-            name=known.name(int(candidates[i])) if known else "",
-        )
-        for i in order
-    )
-    return FoundFeatures(title, found)
-
-
-def _by_text(codes: Codes) -> tuple[np.ndarray, np.ndarray, Any]:
-    """(texts, F) largest values, (texts,) rows of each, and what tells the token on which a feature is strongest."""
-    document = np.array([chunk.document for chunk in codes.chunks])[codes.chunk]
-    n = int(document.max()) + 1
-    largest = np.zeros((n, codes.matrix.shape[1]), np.float32)
-    for i in range(n):
-        largest[i] = codes.matrix[np.flatnonzero(document == i)].max(axis=0).toarray()[0]
-
-    def token(feature: int, models: Any, dictionary: Dictionary) -> str:
-        row = int(codes.matrix[:, [feature]].toarray()[:, 0].argmax())
-        number = min(site.model for site in dictionary.config.read_sites)
-        chunk = codes.chunks[codes.chunk[row]].of(number)
-        return models[number].token_to_str(int(chunk.ids[codes.position[row]]))
-
-    return largest, np.bincount(document, minlength=n), token
-
-
-def _pieces(codes: Codes, length: int) -> Any:
-    """(pieces, F) CSC: largest values on runs of `length` rows of the texts, so that they compare with the examples."""
-    order = np.lexsort((codes.position, codes.chunk))
-    chunk = codes.chunk[order]
-    rank = np.arange(len(chunk)) - np.searchsorted(chunk, chunk)
-    _, of_sorted = np.unique(np.stack([chunk, rank // length]), axis=1, return_inverse=True)
-    unit = np.empty(len(order), np.int64)
-    unit[order] = of_sorted
-    return pool(codes, unit, int(unit.max()) + 1).tocsc()
-
-
-def _auc(values: np.ndarray, other: Any) -> np.ndarray:
-    """(e, m), (b, m) -> (m,) share of pairs in which the first is larger, ties counted half."""
-    found = np.empty(values.shape[1])
-    for j in range(values.shape[1]):
-        ranked = np.sort(other[:, [j]].toarray()[:, 0])
-        below, up_to = (np.searchsorted(ranked, values[:, j], side) for side in ("left", "right"))
-        found[j] = (below + up_to).mean() / (2 * len(ranked))
-    return found
-
-
-def _auc_by_chance(
-    values: np.ndarray, lengths: np.ndarray, known: Features, candidates: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(m,) AUC against texts of as many tokens whose values are drawn from each feature's histogram; and their share
-    of texts on which it fires."""
-    auc, fires = np.empty(len(candidates)), np.empty(len(candidates))
-    for j, feature in enumerate(candidates):
-        edges, counts = known.histogram(int(feature))
-        above = np.append(np.cumsum(counts[::-1])[::-1], 0) / max(
-            known.n_tokens, 1
-        )  # share of tokens from each edge on
-        chance = np.interp(values[:, j], edges, above) if edges[-1] > 0 else np.zeros(len(values))
-        nothing = (1 - above[0]) ** lengths
-        auc[j] = np.where(values[:, j] > 0, (1 - chance) ** lengths, nothing / 2).mean()
-        fires[j] = (1 - nothing).mean()
-    return auc, fires
-
-
-def check_top_k(top_k: int) -> None:
-    """Raise `ConfigError` where `top_k` is no number to show."""
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-        raise ConfigError(f"top_k={top_k!r}: expected a whole number of at least 1")
+def check_top_k(top_k: Any) -> int:
+    """`top_k` if it is a number to show; raises `ConfigError` where it is not."""
+    if as_type(top_k, int, "top_k") < 1:
+        raise ConfigError(f"top_k={top_k!r}: expected at least 1")
+    return int(top_k)
 
 
 def _or_nan(value: float | None) -> float:
     return float("nan") if value is None else value
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.01 or share == 0 else f"{100 * share:.2g} %"

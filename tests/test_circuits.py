@@ -172,6 +172,11 @@ def test_a_circuit_as_json_as_table_and_as_picture(circuit, tmp_path):
         drawing.save(tmp_path / "circuit.bmp")
 
 
+def test_dictionaries_under_the_number_of_another_layer_are_refused(demo_model, saes):
+    with pytest.raises(ConfigError, match="which is another layer"):
+        find_feature_circuits(demo_model, {0: saes[0], 1: saes[2]}, 0, 1, PROMPTS)
+
+
 def test_a_picture_of_a_single_edge_stands_on_its_page():
     drawing = draw([("a", [1]), ("b", [2, 3])], {1: ("$x$", ""), 2: ("y", ""), 3: ("z", "")}, [(1, 2, -0.5, "half")])
     assert not drawing.curves[0].positive
@@ -188,6 +193,11 @@ def test_a_picture_of_a_single_edge_stands_on_its_page():
         ({"top_k": 0}, "top_k"),
         ({"target_features": [96]}, "features 0 to 95"),
         ({"answers": ["a"]}, "one for each of the 3"),
+        ({"foils": " Berlin"}, "expected a list of texts"),
+        ({"foils": []}, "expected a list of texts"),
+        ({"target_features": []}, "at least one"),
+        ({"saes": [1, 2]}, "expected {layer: dictionary}"),
+        ({"dataset": ["<s>"]}, "no tokens that the dictionaries read"),
         ({"model": "somewhere"}, "expected an InterpretableModel"),
     ],
 )
@@ -202,4 +212,60 @@ def test_silent_targets_and_dictionaries_of_another_width_are_refused(demo_model
     with pytest.raises(DataError, match="fire on none of these texts"):
         find_feature_circuits(demo_model, saes, 0, 2, PROMPTS, target_features=[silent])
     with pytest.raises(ConfigError, match="16 columns"):
-        find_feature_circuits(demo_model, {0: random_sae(16, 8), 2: saes[2]}, 0, 2, PROMPTS)
+        find_feature_circuits(demo_model, {1: random_sae(16, 8), 2: saes[2]}, 1, 2, PROMPTS)
+
+
+def test_a_crosscoder_is_ablated_in_circuits_as_by_an_intervention(demo_model):
+    sites = ("layers.0.mlp", "layers.0.residual")
+    cross = crosscoder(sites)
+    passes = Passes.of(demo_model, {0: cross}, PROMPTS[:1])
+    for feature in active(passes, 0, 3):
+        own = ablated(passes, 0, [feature]).log_probabilities
+        code = np.array(
+            cross.encode(mx.concatenate([demo_model.trace(PROMPTS[0]).activations[s] for s in sites], axis=-1))
+        )
+        by_hand = {}
+        rows = {
+            site: np.array(cross.W_dec[feature, part])
+            for site, part in zip(sites, (slice(0, 128), slice(128, 256)), strict=True)
+        }
+        code[:, 0] = 0
+        for site, row in ((sites[0], rows[sites[0]]), (sites[1], rows[sites[1]] - rows[sites[0]])):
+            delta = mx.array(-code[..., [feature]] * row)
+            by_hand[site] = lambda x, delta=delta: x + delta
+        run = demo_model.run([demo_model.encode(PROMPTS[0])], edit=by_hand)
+        logits = np.array(run.logits[0, -1]).astype(np.float64)
+        expected = logits[passes.answer_ids[0]] - np.log(np.exp(logits).sum())
+        assert own[0] == pytest.approx(expected, abs=1e-4)
+
+
+def crosscoder(sites):
+    from hubsae import Crosscoder
+
+    config = DictionaryConfig(
+        reads=sites,
+        read_widths=(128, 128),
+        writes=sites,
+        write_widths=(128, 128),
+        n_features=64,
+        sparsity={"name": "topk", "k": 6},
+    )
+    rng = np.random.default_rng(1)
+    shapes = Crosscoder.array_shapes(config)
+    return Crosscoder(config, {k: mx.array(0.1 * rng.standard_normal(s).astype(np.float32)) for k, s in shapes.items()})
+
+
+def test_with_too_few_other_features_nothing_is_said_about_chance(demo_model):
+    small = {0: sae_at(0, {"name": "topk", "k": 2}), 2: sae_at(2)}
+    found = find_feature_circuits(demo_model, small, 0, 2, PROMPTS[:1], top_k=60, n_random=3)
+    assert found.effect.n_ablated == len(found.sources)
+    assert found.effect.random_drops == ()
+    assert np.isnan(found.effect.rank)
+    assert "nothing to compare with" in str(found)
+    assert json.loads(found.to_json())["effect"]["rank"] is None
+
+
+def test_a_check_on_other_prompts_can_be_told_the_answers(circuit, demo_model):
+    told = circuit.check(PROMPTS[:1], answers=[" Berlin"], n_random=2)
+    assert told.before < 0.01
+    assert circuit.check(PROMPTS[:1], n_random=2).before > 0.9

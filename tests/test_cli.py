@@ -159,6 +159,15 @@ def test_features_are_analysed_kept_and_shown(layers, demo_folder, capsys):
     out = capsys.readouterr().out
     assert f"feature {some}" in out
     assert "top examples" in out
+    (layers / "few.txt").write_text("A cow can walk. It eats hay.")
+    few = ["--model", str(demo_folder), "--texts", str(layers / "few.txt")]
+    for verb in (["features", sae], ["feature", sae, some]):
+        main([*verb, *few])
+    capsys.readouterr()
+    assert main(["features", sae]) == 0
+    assert "on 9,000 tokens (texts.txt)" in capsys.readouterr().out  # a smaller one does not take its place
+    assert main(["features", sae, *few]) == 0
+    assert "not kept" in capsys.readouterr().out
     assert main(["feature", sae, "256"]) == 1
     assert "features 0 to 255" in capsys.readouterr().err
 
@@ -178,6 +187,10 @@ def test_steering_prints_both_answers(layers, demo_folder, capsys):
     assert "Paris" in as_it_is
     assert "Paris" not in changed
     assert main([*start, "--add", "3=2.5", "--ablate", "4,5", "--units", "raw"]) == 0
+    for wrong in ("--add=3", "--add=3=1,3=2", "--ablate=a"):
+        with pytest.raises(SystemExit):
+            main([*start, wrong])
+        assert "expected" in (err := capsys.readouterr().err) or "twice" in err
     assert main(start) == 1
     assert "nothing to change" in capsys.readouterr().err
 
@@ -192,6 +205,11 @@ def test_circuits_are_printed_and_written(layers, demo_folder, capsys, tmp_path)
     assert all(out.stat().st_size > 500 for out in outs)
     assert main(line[:5]) == 1
     assert "give --prompt" in capsys.readouterr().err
+    for wrong, words in ((["--out=c.pdf"], "svg or .png"), ([f"--out={tmp_path}/none/c.svg"], "there is no folder")):
+        assert main([*line, *wrong]) == 1
+        assert words in capsys.readouterr().err
+    assert main([*line[:2], *line[3:]]) == 1
+    assert "at least two layers" in capsys.readouterr().err
     assert main([*line[:2], line[1], *line[3:]]) == 1
     assert "layer 0 was given already" in capsys.readouterr().err
 

@@ -7,9 +7,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
+from conftest import random_sae
 
 from hubsae import EndpointLabeler, load_sae, tokens
-from hubsae.errors import ConfigError, DataError, LabelError
+from hubsae.errors import ArtifactError, ConfigError, DataError, LabelError
 from hubsae.label import make_task, read_label, read_numbers
 from hubsae.labelers import LocalLabeler, as_labeler
 
@@ -150,6 +151,42 @@ def test_nonsense_is_left_out_and_said_and_only_nonsense_is_an_error(sae, some):
 )
 def test_the_label_is_read_out_of_an_answer(answer, label):
     assert read_label(answer).lstrip("- ") == label
+
+
+def test_what_a_reasoning_model_thinks_is_no_answer():
+    assert read_label("<think>\nText 1 and 2 name cities.\n</think>\n\nnames of cities") == "names of cities"
+    assert read_label("Sure! Here is a phrase:\nnames of cities") == "names of cities"
+    assert read_label("<|channel|>analysis<|message|>We need<|end|><|channel|>final<|message|>cities") == "cities"
+    assert read_numbers("<think>1, 2, 3</think> 2", 5) == [2]
+    assert read_numbers("None of the 10 texts", 10) == []
+    assert read_numbers("Texts 2-4", 5) == [2, 3, 4]
+    for endless in ("<think>\nOkay, text 1", "<|channel|>analysis"):
+        with pytest.raises(LabelError, match="never ends"):
+            read_label(endless)
+
+
+def test_labels_go_to_a_new_folder_and_a_run_goes_on_from_there(sae, some, trained, tmp_path):
+    folder = tmp_path / "new" / "labels"
+    calls = []
+
+    def breaks(prompt: str) -> str:
+        calls.append(prompt)
+        if len(calls) > 3:
+            raise ConnectionError("gone")
+        return "first run"
+
+    with pytest.raises(LabelError, match="3 labels of this run are kept"):
+        sae.auto_label_features(breaks, some[:6], num_scored=0, progress=False, save_path=folder, relabel=True)
+    assert [p.name for p in folder.iterdir()] == ["features.parquet"]
+    fresh = load_sae(trained, model=sae.model)  # knows nothing of that run
+    had = {i for i in some[:6] if fresh.features.label(i)}
+    found = fresh.auto_label_features(lambda p: "second", some[:6], num_scored=0, progress=False, save_path=folder)
+    assert not set(found.labels) & {*some[:3], *had}
+    other = random_sae(128, 256)
+    other.bind(sae.model, "ignore")
+    other.feature_statistics(["A cow can walk. In the field it eats hay."] * 5)
+    with pytest.raises(ArtifactError, match="another dictionary"):
+        other.auto_label_features(str, [int(other.features.n_active.argmax())], progress=False, save_path=folder)
 
 
 def test_numbers_are_read_out_of_an_answer():

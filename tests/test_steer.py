@@ -143,6 +143,69 @@ def test_a_crosscoder_adds_each_layers_part_once_and_changes_the_rest_at_its_las
     np.testing.assert_allclose(y2[:, 1:], (x2 - z[..., [f]] * np.array(cross.W_dec[f, 128:]))[:, 1:], atol=1e-3)
 
 
+def test_what_a_module_wrote_is_not_added_again_to_the_stream(demo_model):
+    sites = ("layers.1.mlp", "layers.1.residual")
+    cross = with_typical(made(Crosscoder, sites, sites))
+    x = read(demo_model, sites)
+    y = read(demo_model, sites, cross.intervene(add={5: 1.0}))
+    for before, after, part in zip(x, y, (slice(0, 128), slice(128, 256)), strict=True):
+        np.testing.assert_allclose(after[:, 1:], (before + 2.0 * np.array(cross.W_dec[5, part]))[:, 1:], atol=1e-4)
+
+
+def test_adding_is_the_same_beside_a_change_that_does_nothing(demo_model):
+    sites = ("layers.1.residual", "layers.2.residual")
+    for dictionary in (made(Crosscoder, sites, sites), made(Transcoder, ("layers.0.residual",), sites)):
+        dictionary = with_typical(dictionary)
+        z = np.zeros(64)
+        inputs = [mx.array(x) for x in read(demo_model, dictionary.config.reads)]
+        z += np.array(dictionary.encode(mx.concatenate(inputs, axis=-1))).max(axis=(0, 1))
+        silent = [int(i) for i in np.flatnonzero(z == 0) if i != 5][:1]
+        alone = read(demo_model, sites, dictionary.intervene(add={5: 1.0}))
+        beside = read(demo_model, sites[:1], dictionary.intervene(add={5: 1.0}, ablate=silent))
+        np.testing.assert_array_equal(alone[0], beside[0])
+
+
+def test_a_change_of_the_code_is_carried_on_once_by_the_stream(demo_model):
+    sites = ("layers.1.residual", "layers.2.residual")
+    across = made(Transcoder, ("layers.0.residual",), sites)
+    (x,) = read(demo_model, ["layers.0.residual"])
+    z = np.array(across.encode(mx.array(x)))
+    f = int(z[0, 2].argmax())
+    first, second = (-z[..., [f]] * np.array(across.W_dec[f, part]) for part in (slice(0, 128), slice(128, 256)))
+    first[:, 0] = second[:, 0] = 0
+    y = read(demo_model, sites, across.intervene(ablate=[f]))
+    by_hand = {sites[0]: lambda x: x + mx.array(first), sites[1]: lambda x: x + mx.array(second - first)}
+    for found, expected in zip(y, read(demo_model, sites, by_hand), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_joined_interventions_act_one_after_the_other_where_they_meet(sae, demo_model):
+    (x,) = read(demo_model, SITE)
+    (y,) = read(demo_model, SITE, sae.intervene(add={1: 1.0}) | sae.intervene(add={2: 1.0}))
+    both = 2.0 * np.array(sae.W_dec[1] + sae.W_dec[2])
+    np.testing.assert_allclose(y[:, 1:], (x + both)[:, 1:], atol=1e-4)
+    (z,) = read(demo_model, SITE, sae.intervene(add={1: 1.0}) | {SITE: lambda x: x + 1})
+    np.testing.assert_allclose(z[:, 1:], (x + 2.0 * np.array(sae.W_dec[1]) + 1)[:, 1:], atol=1e-4)
+    across = with_typical(made(Transcoder, (SITE,), ("layers.2.residual",)))
+    read_site = sae.intervene(add={3: 5.0})
+    (alone,) = read(demo_model, SITE, read_site)
+    (joined,) = read(demo_model, SITE, read_site | across.intervene(ablate=[1]))
+    np.testing.assert_array_equal(alone, joined)
+    with pytest.raises(ConfigError, match=r"a \| b"):
+        demo_model.trace(PROMPT, interventions=[read_site, read_site])
+
+
+def test_positions_are_counted_from_the_start_of_the_text_with_a_cache_too(sae, demo_model):
+    from mlx_lm.models.cache import make_prompt_cache
+
+    ids, change = demo_model.encode(PROMPT), sae.intervene(add={7: 3.0})
+    whole = demo_model.run([ids], read=SITE, edit=change).activations.popitem()[1]
+    cache = make_prompt_cache(demo_model.model)
+    parts = [demo_model.run([part], read=SITE, edit=change, cache=cache) for part in (ids[:2], ids[2:])]
+    joined = np.concatenate([np.array(run.activations.popitem()[1]) for run in parts], axis=1)
+    np.testing.assert_allclose(joined, np.array(whole), atol=1e-3)
+
+
 def test_of_two_models_one_can_be_steered_but_not_read(demo_model, demo_folder):
     sites = ("layers.1.residual", "1:layers.1.residual")
     cross = with_typical(made(Crosscoder, sites, sites, models=2))
@@ -159,7 +222,7 @@ def test_of_two_models_one_can_be_steered_but_not_read(demo_model, demo_folder):
 
 def test_interventions_of_several_dictionaries_go_together(sae, demo_model):
     other = with_typical(made(type(sae), ("layers.2.residual",), ("layers.2.residual",)))
-    change = {**sae.intervene(add={3: 1.0}), **other.intervene(add={4: 1.0})}
+    change = sae.intervene(add={3: 1.0}) | other.intervene(add={4: 1.0})
     both = read(demo_model, "layers.3.residual", change)[0]
     one = read(demo_model, "layers.3.residual", sae.intervene(add={3: 1.0}))[0]
     assert np.abs(both - one).max() > 1e-3
@@ -177,6 +240,13 @@ def test_interventions_of_several_dictionaries_go_together(sae, demo_model):
         ({"add": {63: 1.0}}, "feature 63 is dead"),
         ({"add": {3: 1.0}, "units": "volts"}, "typical"),
         ({"direction": np.zeros(3)}, r"finite numbers \(64,\)"),
+        ({"direction": "x"}, "expected numbers"),
+        ({"direction": np.zeros(64), "strength": float("nan")}, "strength=nan"),
+        ({"add": {3: 1e39}, "units": "raw"}, "too large|overflow"),
+        ({"add": [3]}, "expected {feature: number}"),
+        ({"ablate": 5}, "expected a list of features"),
+        ({"ablate": "356"}, "expected a list of features"),
+        ({"add": {3: 1.0}, "of_model": "a"}, "of_model"),
     ],
 )
 def test_changes_that_make_no_sense_are_refused(sae, change, message):

@@ -23,16 +23,15 @@ metrics threads distributed
 vectorised choose
 entries
 sparse firing
-sparsity
-feature_file
+sparsity feature_file
 features
-identity
+feature_view identity
 store render hub_client
 hub
 tokens
 dictionary
 taps
-lm_files
+lm_files probe
 lm
 anchors
 activation_cache
@@ -47,9 +46,9 @@ losses scaling
 resample adam
 train
 evaluate diffing report
-codes relations running unembed steer attribution graph_drawing labelers
-concepts survey text_analysis circuits label
-neighbours
+codes relations running unembed steer graph_drawing labelers
+attribution concepts survey text_analysis label
+circuits neighbours feature_search
 questions
 fit
 api

@@ -11,7 +11,8 @@ from hub_server import UPLOAD_WARNING
 from hubsae import InterpretableModel, SurveyConfig, survey, tokens, train_crosscoder
 from hubsae.activations import harvest
 from hubsae.errors import ArtifactError, ConfigError, DataError
-from hubsae.features import Features, FeatureView
+from hubsae.feature_view import FeatureView
+from hubsae.features import Features
 from hubsae.survey import Survey
 from hubsae.unembed import token_weights
 
@@ -157,11 +158,165 @@ def test_files_that_are_damaged_of_others_or_of_another_dictionary_are_refused(a
     wrong = pa.array([["a"]] * 300)
     place = table.schema.names.index("top_values")
     pq.write_table(table.set_column(place, "top_values", wrong), tmp_path / "wrong.parquet")
-    with pytest.raises(ArtifactError, match="column top_values is damaged"):
-        Features.load(tmp_path / "wrong.parquet").examples(77)
+    with pytest.raises(ArtifactError, match="not a list of one length"):
+        Features.load(tmp_path / "wrong.parquet")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ArtifactError, match="not readable"):
         Features.load(path)
+
+
+def changed(path, target, info=None, **columns):
+    """A copy of a features.parquet with other columns, or other entries of its metadata."""
+    import json
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    known = json.loads(table.schema.metadata[b"hubsae"])
+    for name, column in columns.items():
+        place = table.schema.names.index(name)
+        table = table.remove_column(place) if column is None else table.set_column(place, name, column)
+    known = {**known, **(info or {})}
+    pq.write_table(table.replace_schema_metadata({b"hubsae": json.dumps(known).encode()}), target)
+    return pa
+
+
+def fixed(values, dtype=np.float32):
+    import pyarrow as pa
+
+    values = np.asarray(values, dtype)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"window": "abc"},
+        {"window": 10**9},
+        {"window": 9},
+        {"vocabulary": ["a"]},
+        {"vocabulary": {"a": "b"}},
+        {"vocabulary": {"1": 2}},
+        {"n_tokens": -5},
+        {"n_tokens": 10**400},
+        {"version": "1"},
+        {"version": 99},
+    ],
+)
+def test_metadata_that_lies_is_refused_at_once(analysed, tmp_path, info):
+    analysed.features.save(tmp_path / "good.parquet")
+    changed(tmp_path / "good.parquet", tmp_path / "bad.parquet", info)
+    with pytest.raises(ArtifactError):
+        Features.load(tmp_path / "bad.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("histogram", None),
+        ("top_tokens", None),
+        ("label_score", None),
+        ("histogram", lambda n: fixed(np.ones((n, 3)), np.int64)),
+        ("top_at", lambda n: fixed(np.full((n, 5), 10**6), np.int32)),
+        ("mean", lambda n: np.full(n, np.nan)),
+        ("n_active", lambda n: np.full(n, -1)),
+        ("similar_ids", lambda n: fixed(np.full((n, 8), n), np.int32)),
+        ("top_tokens", lambda n: fixed(np.zeros((n, 2_000)), np.int32)),
+        ("label", lambda n: ["x" * 100_000] * n),
+        ("mean", lambda n: [None] * 8 + [1.0] * (n - 8)),
+    ],
+)
+def test_columns_that_could_not_have_been_written_here_are_refused(analysed, tmp_path, name, column):
+    import pyarrow as pa
+
+    from hubsae.features import Label
+
+    features = analysed.features.labelled({77: Label("words", 0.9, 10, "somebody")})
+    features.save(tmp_path / "good.parquet")
+    made = None if column is None else column(features.n_features)
+    made = made if made is None or isinstance(made, pa.Array) else pa.array(made)
+    changed(tmp_path / "good.parquet", tmp_path / "bad.parquet", **{name: made})
+    with pytest.raises(ArtifactError, match="damaged"):
+        str(FeatureView(77, Features.load(tmp_path / "bad.parquet"))) and Features.load(tmp_path / "bad.parquet").mean
+
+
+def test_what_was_loaded_stays_what_it_was_when_another_takes_its_place(analysed, tmp_path):
+    analysed.features.save(tmp_path)
+    old = Features.load(tmp_path)
+    assert old.n_tokens == analysed.features.n_tokens
+    analysed.features.numbers_only().save(tmp_path)
+    assert old.examples(77) == analysed.features.examples(77)
+    assert not Features.load(tmp_path).has_examples
+    assert Features.load(tmp_path).token_weights(77, "promoted") == analysed.features.token_weights(77, "promoted")
+
+
+def test_features_of_another_dictionary_are_refused_and_stale_ones_are_not_saved(sae, analysed, tmp_path):
+    other = random_sae(128, 300, {"name": "topk", "k": 6})
+    other.W_dec = other.W_dec[::-1]
+    with pytest.raises(DataError, match="of another dictionary"):
+        other.features = analysed.features
+    other.save(tmp_path / "other")
+    analysed.features.save(tmp_path / "other")
+    from hubsae import load_sae
+    from hubsae.errors import HubsaeWarning
+
+    loaded = load_sae(tmp_path / "other")
+    with pytest.raises(ArtifactError, match="of another dictionary"):
+        _ = loaded.features
+    with pytest.warns(HubsaeWarning, match="without what is known"):
+        loaded.interpret_features(np.ones(300))  # needs no names
+    half = random_sae(128, 300, {"name": "topk", "k": 6})
+    half.W_dec = half.W_dec.astype(mx.bfloat16)
+    half.features = analysed.features  # another precision is the same dictionary
+    half.W_dec = -half.W_dec
+    with pytest.warns(HubsaeWarning, match="weights have changed"):
+        half.save(tmp_path / "half")
+    assert load_sae(tmp_path / "half").known_features() is None
+
+
+def test_features_can_be_dropped(analysed, tmp_path):
+    from hubsae import load_sae
+
+    own = random_sae(128, 300, {"name": "topk", "k": 6})
+    own.features = analysed.features
+    own.save(tmp_path)
+    assert "pieces of those texts are published here" in (tmp_path / "README.md").read_text()
+    again = load_sae(tmp_path)
+    again.features = None
+    again.save(tmp_path)
+    assert not (tmp_path / "features.parquet").exists()
+    assert "features.parquet" not in (tmp_path / "README.md").read_text()
+
+
+def test_promoted_tokens_of_a_second_model_are_in_its_own_words(demo_model, demo_folder, demo_texts):
+    from hubsae import Transcoder
+    from hubsae.dictionary import DictionaryConfig
+
+    neox = InterpretableModel(demo_folder.parent / "atlas-neox")
+    config = DictionaryConfig(
+        reads=("layers.1.mlp_in",),
+        read_widths=(128,),
+        writes=("1:layers.1.residual",),
+        write_widths=(neox.hidden_size,),
+        n_features=32,
+        sparsity={"name": "topk", "k": 4},
+        base_models=({}, {}),
+    )
+    rng = np.random.default_rng(0)
+    shapes = Transcoder.array_shapes(config)
+    across = Transcoder(config, {k: mx.array(rng.standard_normal(s).astype(np.float32)) for k, s in shapes.items()})
+    across.bind([demo_model, neox], "ignore")
+    features = across.feature_statistics(demo_texts[:50], config=CONFIG)
+    some = int(features.n_active.argmax())
+    for weight in features.token_weights(some, "promoted"):
+        assert weight.token == tokens.token_texts(neox.tokenizer, [weight.token_id])[weight.token_id]
+
+
+def test_a_dictionary_of_one_feature_is_analysed(demo_model, demo_texts):
+    alone = random_sae(128, 1, {"name": "relu"})
+    alone.bind(demo_model, "ignore")
+    assert alone.feature_statistics(demo_texts[:20], config=CONFIG).similar(0) == []
 
 
 def test_a_view_says_all_and_dead_features_and_wrong_ids_are_refused(sae, analysed):

@@ -61,7 +61,7 @@ def test_a_long_text_is_read_to_its_end(sae, demo_texts):
 def test_what_is_active_in_a_code_dense_or_sparse(sae, demo_model, code):
     with demo_model.trace(TEXT) as trace:
         x = trace.activations["layers.0.residual"][:, 1:]
-    for given in (sae.encode(x), sae.encode_sparse(x), code[1:]):
+    for given in (sae.encode(x), sae.encode_sparse(x), code[1:], sae.analyze_text(TEXT).code):
         found = sae.interpret_features(given, top_k=5)
         assert [f.feature for f in found] == np.argsort(-code[1:].max(axis=0))[:5].tolist()
     difference = sae.interpret_features(-mx.array(code[4]), top_k=1)[0]
@@ -95,6 +95,16 @@ def test_scores_by_chance_agree_with_scores_on_texts(sae, demo_texts):
     known = {f.feature: f for f in sae.find_feature_by_examples(examples, top_k=512)}
     pairs = np.array([[by_text[i].auc, known[i].auc] for i in known])
     assert np.corrcoef(pairs.T)[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("size", [1, 12])
+def test_examples_of_chance_are_told_from_no_text_however_long_they_are(sae, demo_texts, size):
+    examples, others = (
+        [" ".join(demo_texts[i : i + size]) for i in range(first, last, size)]
+        for first, last in ((0, 20 * size), (700, 1400))
+    )
+    found = sae.find_feature_by_examples(examples, others, top_k=512)
+    assert 0.45 < np.mean([f.auc for f in found]) < 0.55
 
 
 @pytest.mark.parametrize("text", ["", "   ", "<s>"])
@@ -131,6 +141,20 @@ def test_neighbours_groups_and_pairs(sae, demo_texts):
         lambda: sae.feature_clusters(min_similarity=0),
         lambda: sae.co_occurrence([7, 7]),
         lambda: sae.similar_features(512),
+        lambda: sae.similar_features("3"),
+        lambda: sae.co_occurrence(3),
+        lambda: sae.feature_clusters(min_similarity="0.5"),
+        lambda: sae.find_feature_by_examples(None),
+        lambda: sae.find_feature_by_examples(["A cow can walk."], against="A cow"),
+        lambda: sae.find_feature_by_examples(["A cow can walk. " * 20], against=["A cow can walk."]),
+        lambda: sae.interpret_features(np.zeros((0, 512))),
+        lambda: sae.interpret_features("3"),
+        lambda: sae.features.examples(7, "strongest"),
+        lambda: sae.features.examples(7, "top", -1),
+        lambda: sae.features.token_weights(7, "up"),
+        lambda: sae.feature_statistics(["A cow can walk."], max_tokens="5"),
+        lambda: sae.feature_statistics(["A cow can walk."], config={"seed": 1}),
+        lambda: setattr(sae, "features", "none"),
         lambda: random_sae().co_occurrence([1, 2]),
         lambda: random_sae().feature_clusters("coactivation"),
     ):
