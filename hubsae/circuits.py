@@ -224,46 +224,70 @@ def find_feature_circuits(
     effects = {layer: node_effects(passes, layer) for layer in layers}
     targets = {target_layer: _targets(passes, target_layer, effects[target_layer], n_targets, target_features)}
     rng = np.random.default_rng(seed)
-    attributions: dict[tuple[int, int], np.ndarray] = {}
-    edges: list[CircuitEdge] = []
-    checks: list[tuple[np.ndarray, np.ndarray]] = []
+    steps: dict[tuple[int, int], _Step] = {}
     for source, target in zip(layers[-2::-1], layers[:0:-1], strict=True):
-        wanted = list(targets[target])
-        matrix = attributions[source, target] = edge_attributions(passes, source, target, wanted)
-        kept = _strongest(matrix, passes.activation[target][wanted], effects[target][wanted], top_k)
-        sources = np.unique(kept[0])
-        if not len(sources):
-            raise DataError(
-                f"no feature of layer {source} has any effect on the targets in layer {target} on these texts"
-            )
-        active = np.flatnonzero(passes.activation[source] > 0)
-        others = np.setdiff1d(active, sources)
-        drawn = rng.choice(others, min(_RANDOM_SOURCES, len(others)), replace=False)
-        measured = {int(i): ablated(passes, source, [int(i)], target, wanted).lost for i in (*sources, *drawn)}
-        checks.append((np.stack([matrix[i] for i in measured]), np.stack(list(measured.values()))))
-        for i, j in zip(*kept, strict=True):
-            total = passes.activation[target][wanted[j]]
-            values = float(matrix[i, j]), float(measured[int(i)][j]), float(matrix[i, j] / total)
-            edges.append(CircuitEdge(source, int(i), target, int(wanted[j]), *values))
-        targets[source] = tuple(map(int, sources))
+        step = steps[source, target] = _step(passes, source, target, targets[target], effects[target], top_k, rng)
+        targets[source] = tuple(sorted({edge.source for edge in step.edges}))
+    edges = [edge for step in steps.values() for edge in step.edges]
     used = {(e.source_layer, e.source) for e in edges} | {(e.target_layer, e.target) for e in edges}
     nodes = tuple(
         CircuitNode(layer, i, float(passes.activation[layer][i]), float(effects[layer][i]), _name(chosen[layer], i))
         for layer, i in sorted(used)
     )
-    sources = tuple(node.feature for node in nodes if node.layer == source_layer)
     return Circuit(
         nodes=nodes,
         edges=tuple(edges),
-        agreement=_agreement(edges, checks),
-        effect=_effect(passes, source_layer, sources, n_random, seed),
+        agreement=_agreement(edges, [step.checked for step in steps.values()]),
+        effect=_effect(passes, source_layer, targets[source_layer], n_random, seed),
         texts=passes.texts,
         answers=tuple(model.token_to_str(i) for i in passes.answer_ids),
-        attributions=attributions,
+        attributions={pair: step.matrix for pair, step in steps.items()},
         targets=targets,
         model=model,
         saes=chosen,
     )
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Between two layers: kept edges, all gradients (F, targets), and (gradients, ablations) of the ablated sources."""
+
+    edges: list[CircuitEdge]
+    matrix: np.ndarray
+    checked: tuple[np.ndarray, np.ndarray]
+
+
+def _step(
+    passes: Passes,
+    source: int,
+    target: int,
+    wanted: Sequence[int],
+    effects: np.ndarray,
+    top_k: int,
+    rng: np.random.Generator,
+) -> _Step:
+    wanted = list(wanted)
+    matrix, totals = edge_attributions(passes, source, target, wanted), passes.activation[target][wanted]
+    rows, columns = _strongest(matrix, totals, effects[wanted], top_k)
+    sources = np.unique(rows)
+    if not len(sources):
+        raise DataError(f"no feature of layer {source} has any effect on the targets in layer {target} on these texts")
+    others = np.setdiff1d(np.flatnonzero(passes.activation[source] > 0), sources)
+    drawn = rng.choice(others, min(_RANDOM_SOURCES, len(others)), replace=False)
+    lost = {int(i): ablated(passes, source, [int(i)], target, wanted).lost for i in (*sources, *drawn)}
+    edges = [
+        CircuitEdge(
+            source_layer=source,
+            source=int(i),
+            target_layer=target,
+            target=wanted[j],
+            gradient=float(matrix[i, j]),
+            ablation=float(lost[int(i)][j]),
+            share=float(matrix[i, j] / totals[j]),
+        )
+        for i, j in zip(rows, columns, strict=True)
+    ]
+    return _Step(edges, matrix, (np.stack([matrix[i] for i in lost]), np.stack(list(lost.values()))))
 
 
 def _layers(saes: Mapping[int, Dictionary], source: int, target: int) -> list[int]:

@@ -110,6 +110,27 @@ def resumed(known: Features, path: Path, belongs: Callable[[Features], bool]) ->
     return known.labelled({i: label for i, label in there.labels.items() if not known.label(i)})
 
 
+class Kept:
+    """New labels of a dictionary on their way into its features, and into the features.parquet of a folder."""
+
+    def __init__(self, dictionary: Any, folder: str | Path | None, every: int = 20):
+        self._dictionary, self._folder, self._every = dictionary, folder, every
+        self._new: dict[int, Label] = {}
+
+    def add(self, feature: int, label: Label) -> None:
+        """Take in a label; with every twentieth all are stored."""
+        self._new[feature] = label
+        if len(self._new) >= self._every:
+            self.store()
+
+    def store(self) -> None:
+        """Put what is new where it belongs."""
+        self._dictionary.relabel(self._new)
+        self._new.clear()
+        if self._folder is not None:
+            self._dictionary.features.save(self._folder)
+
+
 def fired_on(dictionary: Dictionary, models: Models, texts: Sequence[str]) -> Any:
     """(texts, F) CSR: the largest value of each feature on each text, read on its own."""
     chunks = list(read_chunks(models, list(texts), dictionary.config.token_config()))

@@ -72,6 +72,10 @@ class Questions(Dictionary):
             self._features, self._sought = found, True
         return self._features
 
+    def relabel(self, labels: Mapping[int, Label]) -> None:
+        """Add or replace labels of features."""
+        self._features = self.features.labelled(labels)
+
     def annotations(self) -> Features | None:
         """`known_features` for names beside numbers: with a warning instead of an error where they cannot be had."""
         try:
@@ -292,19 +296,7 @@ class Questions(Dictionary):
         asked = label.chosen(known, features)
         todo = [i for i in asked if relabel or not known.label(i)]
         own = as_labeler(labeler)
-        new: dict[int, Label] = {}
-
-        def store() -> None:
-            self._features = self.features.labelled(new)
-            new.clear()
-            if save_path is not None:
-                self._features.save(save_path)
-
-        def keep(feature: int, given: Label) -> None:
-            new[feature] = given
-            if len(new) >= 20:
-                store()
-
+        kept = label.Kept(self, save_path)
         try:
             found, unusable = label.label_features(
                 self,
@@ -316,11 +308,11 @@ class Questions(Dictionary):
                 num_examples=num_examples,
                 num_scored=num_scored,
                 seed=seed,
-                keep=keep,
+                keep=kept.add,
                 progress=progress,
             )
         finally:
-            store()
+            kept.store()
         return Labels(found, unusable, len(asked) - len(todo))
 
 

@@ -78,7 +78,8 @@ def change(
     for name, array in (("factors", factor), ("added values", shift), ("set values", target)):
         if not np.abs(array).max() < np.finfo(np.float32).max:
             raise ConfigError(f"{name} up to {np.abs(array).max():.3g}: too large for fp32")
-    return Change(*(mx.array(array.astype(np.float32)) for array in (factor, shift, target)), mx.array(is_set))
+    factors, shifts, targets = (mx.array(array.astype(np.float32)) for array in (factor, shift, target))
+    return Change(factors, shifts, targets, mx.array(is_set))
 
 
 def _numbers(name: str, given: Any) -> dict[int, float]:

@@ -182,7 +182,7 @@ def changed(path, target, info=None, **columns):
     return pa
 
 
-def fixed(values, dtype=np.float32):
+def fixed(values, dtype: type = np.float32):
     import pyarrow as pa
 
     values = np.asarray(values, dtype)
@@ -238,7 +238,12 @@ def test_columns_that_could_not_have_been_written_here_are_refused(analysed, tmp
     made = made if made is None or isinstance(made, pa.Array) else pa.array(made)
     changed(tmp_path / "good.parquet", tmp_path / "bad.parquet", **{name: made})
     with pytest.raises(ArtifactError, match="damaged"):
-        str(FeatureView(77, Features.load(tmp_path / "bad.parquet"))) and Features.load(tmp_path / "bad.parquet").mean
+        look_at_all(tmp_path / "bad.parquet")
+
+
+def look_at_all(path):
+    features = Features.load(path)
+    return str(features), str(FeatureView(77, features)), features.mean
 
 
 def test_what_was_loaded_stays_what_it_was_when_another_takes_its_place(analysed, tmp_path):
