@@ -133,11 +133,12 @@ class Kept:
 
 def fired_on(dictionary: Dictionary, models: Models, texts: Sequence[str]) -> Any:
     """(texts, F) CSR: the largest value of each feature on each text, read on its own."""
+    number = np.array([i for i, text in enumerate(texts) if text.strip()], np.int64)  # documents are counted so
     chunks = list(read_chunks(models, list(texts), dictionary.config.token_config()))
     if not chunks:
         return scipy.sparse.csr_matrix((len(texts), dictionary.n_features))
     codes = encode_chunks(dictionary, models, chunks)
-    unit = np.array([chunk.document for chunk in chunks])[codes.chunk]
+    unit = number[np.array([chunk.document for chunk in chunks])[codes.chunk]]
     return pool(codes, unit, len(texts))
 
 
@@ -178,18 +179,18 @@ def label_features(
         task = make_task(dictionary, models, known, int(feature), background, num_examples, num_scored, rng)
         try:
             text = _label(task, labeler[0])
-            score = _score(task, text, scorer) if len(task.texts) else None
+            score = _score(task, text, scorer) if task.texts else None
         except Unusable:
             unusable.append(int(feature))
             continue
         except LabelError as error:
             raise LabelError(f"{error}. {len(found)} labels of this run are kept") from error
-        found[int(feature)] = Label(text, score, len(task.texts), labeler[1])
+        found[int(feature)] = Label(text, score, 0 if score is None else len(task.texts), labeler[1])
         keep(int(feature), found[int(feature)])
     if unusable and not found:
         raise LabelError(
             f"none of the labeler's answers for {len(unusable)} features could be used (features "
-            f"{', '.join(map(str, unusable[:5]))}): it has to answer with a short phrase, and with numbers of texts"
+            f"{', '.join(map(str, unusable[:5]))}): it has to answer with a short phrase"
         )
     return found, tuple(unusable)
 
@@ -319,14 +320,18 @@ def read_label(answer: str) -> str:
     raise Unusable(f"no label in the answer {answer[:80]!r}")
 
 
-def _score(task: Task, label: str, scorer: Labeler) -> float:
-    """Balanced accuracy of the scorer, which sees the label and the texts, a few at a time."""
+def _score(task: Task, label: str, scorer: Labeler) -> float | None:
+    """Balanced accuracy of the scorer, which sees label and texts, a few at a time; None of unusable answers."""
     says = np.zeros(len(task.texts), bool)
     for start in range(0, len(task.texts), _TEXTS_A_QUESTION):
         part = task.texts[start : start + _TEXTS_A_QUESTION]
         lines = "\n".join(f"{i}. {plain(text)}" for i, text in enumerate(part, 1))
         answer = ask(scorer, DETECT_PROMPT.format(label=label, texts=lines), f"feature {task.feature}, scoring")
-        for number in read_numbers(answer, len(part)):
+        try:
+            numbers = read_numbers(answer, len(part))
+        except Unusable:
+            return None
+        for number in numbers:
             says[start + number - 1] = True
     return float((says[task.truth].mean() + (~says[~task.truth]).mean()) / 2)
 

@@ -29,7 +29,8 @@ class Questions(Dictionary):
 
     more_files: ClassVar[tuple[str, ...]] = (FEATURES,)
     _features: Features | None = None
-    _sought: bool = False  # whether it was looked for where the dictionary comes from
+    _sought: bool = False  # whether it was looked for, and found or not, where the dictionary comes from
+    _unread: bool = False  # whether it could not be read there
     _sample: Any = None
     _surveyed: tuple[Any, int | None, Any] | None = None  # dataset, its length and the models of the last pass over all
 
@@ -69,7 +70,7 @@ class Questions(Dictionary):
             found = None if path is None else Features.load(path, self.n_features)
             if found is not None and not survey.belongs(found, self):
                 raise ArtifactError(f"{path} is of another dictionary; call feature_statistics(texts) for a new one")
-            self._features, self._sought = found, True
+            self._features, self._sought, self._unread = found, True, False
         return self._features
 
     def relabel(self, labels: Mapping[int, Label]) -> None:
@@ -77,12 +78,13 @@ class Questions(Dictionary):
         self._features = self.features.labelled(labels)
 
     def annotations(self) -> Features | None:
-        """`known_features` for names beside numbers: with a warning instead of an error where they cannot be had."""
+        """`known_features` for names beside numbers: with one warning instead of errors where they cannot be had."""
         try:
             return self.known_features()
         except (HubError, ArtifactError) as error:
-            self._sought = True
-            warn(f"features are shown without what is known of them ({error})")
+            if not self._unread:
+                warn(f"going on without what is known of its features ({error})")
+            self._unread = True
             return None
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -94,6 +96,10 @@ class Questions(Dictionary):
             known.save(save_directory)
         else:
             warn("its weights have changed since its features were analysed; they are not saved with it")
+
+    def _absent(self, folder: Path) -> list[str]:
+        gone = super()._absent(folder)
+        return [name for name in gone if name != FEATURES or not self._unread]  # what was not read is not deleted
 
     def card_values(self) -> dict:
         return {**super().card_values(), "features": self.annotations()}

@@ -35,3 +35,15 @@ def test_the_other_measurements_give_figures(demo_folder):
     assert measured("encode", *SIZES, "--rows", "500", "--repeats", "1")["sparse_rows_per_s"] > 0
     found = measured("harvest", "--model", str(demo_folder), "--layer", "1", "--tokens", "500", "--rounds", "1")
     assert found["results"][0]["tokens_per_s"] > 0
+
+
+def test_the_analysis_is_measured_beside_dense_codes(demo_folder, demo_texts, tmp_path):
+    (tmp_path / "texts.txt").write_text("\n".join(demo_texts[:60]))
+    sizes = ["--features", "128", "--k", "4", "--tokens", "1000", "--dense-tokens", "500"]
+    line = [sys.executable, BENCH.parent / "bench_survey.py", "--model", demo_folder, "--texts", tmp_path / "texts.txt"]
+    done = subprocess.run([*line, *sizes], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    sparse, dense = map(json.loads, done.stdout.splitlines())
+    assert (sparse["way"], sparse["tokens"]) == ("sparse", 1000)
+    assert (dense["way"], dense["tokens"]) == ("dense", 500)
+    assert sparse["peak_mb"] > 10

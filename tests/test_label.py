@@ -129,6 +129,16 @@ def test_a_run_that_breaks_off_keeps_its_labels_and_goes_on(sae, some, trained):
     assert again.features.label(some[0]).text == "label 1"  # a new analysis keeps them
 
 
+def test_a_label_whose_scoring_cannot_be_used_is_kept_without_a_score(sae, some):
+    found = sae.auto_label_features(
+        lambda prompt: "fine words" if "short phrase" in prompt else "who knows", some[:2], relabel=True, progress=False
+    )
+    assert [(label.text, label.score, label.n_scored) for label in found.labels.values()] == [
+        ("fine words", None, 0)
+    ] * 2
+    assert "not scored" in str(found)
+
+
 def test_nonsense_is_left_out_and_said_and_only_nonsense_is_an_error(sae, some):
     answers = iter([" ", "a fine label", "***", "another"])
     found = sae.auto_label_features(lambda prompt: next(answers), some[:4], num_scored=0, progress=False, relabel=True)

@@ -269,7 +269,7 @@ def test_features_of_another_dictionary_are_refused_and_stale_ones_are_not_saved
     loaded = load_sae(tmp_path / "other")
     with pytest.raises(ArtifactError, match="of another dictionary"):
         _ = loaded.features
-    with pytest.warns(HubsaeWarning, match="without what is known"):
+    with pytest.warns(HubsaeWarning, match="going on without what is known"):
         loaded.interpret_features(np.ones(300))  # needs no names
     half = random_sae(128, 300, {"name": "topk", "k": 6})
     half.W_dec = half.W_dec.astype(mx.bfloat16)
@@ -278,6 +278,27 @@ def test_features_of_another_dictionary_are_refused_and_stale_ones_are_not_saved
     with pytest.warns(HubsaeWarning, match="weights have changed"):
         half.save(tmp_path / "half")
     assert load_sae(tmp_path / "half").known_features() is None
+
+
+@pytest.mark.filterwarnings(UPLOAD_WARNING)
+def test_features_that_could_not_be_fetched_are_not_deleted_by_a_push(analysed, alice, monkeypatch):
+    from hubsae import hub, load_sae
+    from hubsae.errors import HubError, HubsaeWarning
+
+    own = random_sae(128, 300, {"name": "topk", "k": 6})
+    own.features = analysed.features
+    own.push_to_hub("alice/kept")
+    loaded = load_sae("alice/kept")
+    with monkeypatch.context() as patch:
+        patch.setattr(hub.Source, "file", lambda *a: (_ for _ in ()).throw(HubError("no network")))
+        with pytest.warns(HubsaeWarning, match="no network"):
+            loaded.interpret_features(np.ones(300))
+        loaded.interpret_features(np.ones(300))  # said once
+        with pytest.raises(HubError, match=r"features\.parquet of alice/kept.*no network"):
+            _ = loaded.features
+        loaded.push_to_hub("alice/kept")
+    assert load_sae("alice/kept").features.has_examples
+    assert loaded.features.has_examples  # it is asked for again
 
 
 def test_features_can_be_dropped(analysed, tmp_path):
