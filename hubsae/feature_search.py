@@ -48,7 +48,7 @@ class FoundFeatures(Shown):
     def __len__(self) -> int:
         return len(self.features)
 
-    def __getitem__(self, index: int) -> FoundFeature:
+    def __getitem__(self, index: Any) -> Any:
         return self.features[index]
 
     def tables(self) -> list[Table]:

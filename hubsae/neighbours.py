@@ -32,7 +32,7 @@ class SimilarFeatures(Shown):
     def __len__(self) -> int:
         return len(self.neighbours)
 
-    def __getitem__(self, index: int) -> Neighbour:
+    def __getitem__(self, index: Any) -> Any:
         return self.neighbours[index]
 
     def tables(self) -> list[Table]:
@@ -58,7 +58,7 @@ class FeatureClusters(Shown):
     def __len__(self) -> int:
         return len(self.clusters)
 
-    def __getitem__(self, index: int) -> tuple[int, ...]:
+    def __getitem__(self, index: Any) -> Any:
         return self.clusters[index]
 
     def tables(self) -> list[Table]:

@@ -51,7 +51,7 @@ class ActiveFeatures(Shown):
     def __len__(self) -> int:
         return len(self.features)
 
-    def __getitem__(self, index: int) -> ActiveFeature:
+    def __getitem__(self, index: Any) -> Any:
         return self.features[index]
 
     def tables(self) -> list[Table]:

@@ -35,12 +35,12 @@ FOILS = (" Berlin", " Rome", " Madrid", " Tokyo", " Oslo", " Cairo")
 
 @dataclass(frozen=True)
 class Shown:
-    """What the demo found: the SAEs by layer; of the first one the concept matches and the feature found by examples;
-    the probabilities of Paris' and Berlin's first tokens before and after steering, and the circuit."""
+    """What the demo found: the SAEs by layer; of the first one the concept matches, and the three best features found
+    by examples; the probabilities of Paris' and Berlin's first tokens before and after steering, and the circuit."""
 
     saes: dict[int, SAE]
     matches: list[ConceptMatch]
-    found: ConceptMatch
+    found: list[ConceptMatch]
     steered: dict[str, tuple[float, float]]
     continuation: str
     circuit: Circuit
@@ -72,11 +72,12 @@ def run(out: str | Path, say: Callable[[str], None]) -> Shown:
     _say_concepts(sae, matches, say)
     found = sae.find_feature_by_examples(EXAMPLES, against=texts[N_ANALYSED : N_ANALYSED + 400], top_k=5)
     say(f"\nWhat do these have in common: {' / '.join(EXAMPLES)}\n{found}")
-    match = judge.sentences("fact:capital", found[0].feature)
-    say(
-        f"feature {match.feature} tells the sentences about capitals: F1 {match.f1:.2f} "
-        f"(precision {match.precision:.2f}, recall {match.recall:.2f})"
-    )
+    matched = [judge.sentences("fact:capital", feature.feature) for feature in found[:3]]
+    for match in matched:
+        say(
+            f"feature {match.feature} tells the sentences about capitals: F1 {match.f1:.2f} "
+            f"(precision {match.precision:.2f}, recall {match.recall:.2f})"
+        )
     steered, continuation = _steer(sae, model, say)
     circuit = find_feature_circuits(model, saes, *LAYERS, PROMPTS, top_k=12, foils=FOILS)
     say(f"\nFrom which features of layer {LAYERS[0]} does {circuit.answers[0]!r} (Paris) come, by layer {LAYERS[1]}?")
@@ -84,7 +85,7 @@ def run(out: str | Path, say: Callable[[str], None]) -> Shown:
     again = load_sae(Path(out, f"layers.{LAYERS[0]}.residual"), model=model, check="strict")
     say(f"\nwritten to {Path(out).resolve()}, each with its card (README.md), and loaded back: {again!r}")
     say(f"{time.time() - started:.0f} s in all")
-    return Shown(saes, matches, match, steered, continuation, circuit)
+    return Shown(saes, matches, matched, steered, continuation, circuit)
 
 
 def _say_fidelity(layer: int, sae: SAE, say: Callable[[str], None]) -> None:
