@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from hubsae.codes import Codes, encode_chunks, pool
 from hubsae.dictionary import Dictionary
 from hubsae.errors import DataError
 from hubsae.features import Features
-from hubsae.tables import Shown, Table
+from hubsae.tables import Listed, Table
 from hubsae.text_analysis import check_top_k, encode_texts
 
 
@@ -36,20 +36,13 @@ class FoundFeature:
 
 
 @dataclass(frozen=True, repr=False)
-class FoundFeatures(Shown):
+class FoundFeatures(Listed):
     """Features that set examples apart, best first."""
+
+    listed: ClassVar[str] = "features"
 
     title: str
     features: tuple[FoundFeature, ...]
-
-    def __iter__(self):
-        return iter(self.features)
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.features[index]
 
     def tables(self) -> list[Table]:
         head = ("feature", "score", "AUC", "examples", "background", "value", "token", "label, or tokens it fires on")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -11,29 +11,22 @@ from hubsae.dictionary import Dictionary
 from hubsae.errors import ConfigError, DataError
 from hubsae.features import Features, Neighbour, check_feature, check_features
 from hubsae.sparse import as_numpy
-from hubsae.tables import Shown, Table
+from hubsae.tables import Listed, Shown, Table
 from hubsae.text_analysis import check_top_k
 
 _SHOWN_GROUPS, _SHOWN_MEMBERS = 20, 8
 
 
 @dataclass(frozen=True, repr=False)
-class SimilarFeatures(Shown):
+class SimilarFeatures(Listed):
     """The features nearest to one, by decoder cosine or phi."""
+
+    listed: ClassVar[str] = "neighbours"
 
     feature: int
     by: str
     neighbours: tuple[Neighbour, ...]
     known: Features | None = field(default=None)
-
-    def __iter__(self):
-        return iter(self.neighbours)
-
-    def __len__(self) -> int:
-        return len(self.neighbours)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.neighbours[index]
 
     def tables(self) -> list[Table]:
         measure = "cosine" if self.by == "decoder" else "phi"
@@ -43,23 +36,16 @@ class SimilarFeatures(Shown):
 
 
 @dataclass(frozen=True, repr=False)
-class FeatureClusters(Shown):
+class FeatureClusters(Listed):
     """Groups of features, largest first, the centre first in each; `alone` features are in none."""
+
+    listed: ClassVar[str] = "clusters"
 
     by: str
     min_similarity: float
     clusters: tuple[tuple[int, ...], ...]
     alone: int
     known: Features | None = field(default=None)
-
-    def __iter__(self):
-        return iter(self.clusters)
-
-    def __len__(self) -> int:
-        return len(self.clusters)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.clusters[index]
 
     def tables(self) -> list[Table]:
         rows = []

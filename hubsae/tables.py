@@ -1,9 +1,9 @@
 """How results look: tables in a terminal, HTML in a notebook, both from one description."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -97,6 +97,22 @@ class Shown:
 
     def _repr_html_(self) -> str:
         return "\n".join(table.html() for table in self.tables())
+
+
+@dataclass(frozen=True, repr=False)
+class Listed(Shown):
+    """A result that can be gone through: iteration, length and [i] are those of the field that `listed` names."""
+
+    listed: ClassVar[str]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(getattr(self, self.listed))
+
+    def __len__(self) -> int:
+        return len(getattr(self, self.listed))
+
+    def __getitem__(self, index: Any) -> Any:
+        return getattr(self, self.listed)[index]
 
 
 def _is_number(cell: Any) -> bool:

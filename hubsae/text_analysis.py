@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import mlx.core as mx
 import numpy as np
@@ -16,7 +16,7 @@ from hubsae.errors import ConfigError, DataError
 from hubsae.features import Features, check_feature
 from hubsae.settings import as_type
 from hubsae.sparse import SparseCode
-from hubsae.tables import Shown, Table
+from hubsae.tables import Listed, Shown, Table
 
 Pool = Literal["max", "mean", "sum", "last"]
 _POOLS = ("max", "mean", "sum", "last")
@@ -39,20 +39,13 @@ class ActiveFeature:
 
 
 @dataclass(frozen=True, repr=False)
-class ActiveFeatures(Shown):
+class ActiveFeatures(Listed):
     """Features that fire somewhere, strongest first."""
+
+    listed: ClassVar[str] = "features"
 
     title: str
     features: tuple[ActiveFeature, ...]
-
-    def __iter__(self):
-        return iter(self.features)
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.features[index]
 
     def tables(self) -> list[Table]:
         placed = any(f.position >= 0 for f in self.features)

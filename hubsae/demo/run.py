@@ -34,7 +34,7 @@ FOILS = (" Berlin", " Rome", " Madrid", " Tokyo", " Oslo", " Cairo")
 
 
 @dataclass(frozen=True)
-class Shown:
+class Found:
     """What the demo found: the SAEs by layer; of the first one the concept matches, and the three best features found
     by examples; the probabilities of Paris' and Berlin's first tokens before and after steering, and the circuit."""
 
@@ -52,7 +52,7 @@ def load_model(name: str = "atlas-llama") -> InterpretableModel:
         return InterpretableModel(folder)
 
 
-def run(out: str | Path, say: Callable[[str], None]) -> Shown:
+def run(out: str | Path, say: Callable[[str], None]) -> Found:
     """Train, judge, explain, steer and save SAEs of two layers, and `say` what is done."""
     started, backend = time.time(), describe()
     say(f"{backend.device_name}, {backend.blas_name}")
@@ -85,7 +85,7 @@ def run(out: str | Path, say: Callable[[str], None]) -> Shown:
     again = load_sae(Path(out, f"layers.{LAYERS[0]}.residual"), model=model, check="strict")
     say(f"\nwritten to {Path(out).resolve()}, each with its card (README.md), and loaded back: {again!r}")
     say(f"{time.time() - started:.0f} s in all")
-    return Shown(saes, matches, matched, steered, continuation, circuit)
+    return Found(saes, matches, matched, steered, continuation, circuit)
 
 
 def _say_fidelity(layer: int, sae: SAE, say: Callable[[str], None]) -> None:
