@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -80,13 +80,6 @@ class BoundDictionary(Questions):
         if texts is None:
             raise ConfigError("evaluate needs texts: evaluate(model, texts), or evaluate(texts=...) when bound")
         return evaluate.evaluate(self, self._bound(model), texts, max_rows=max_rows, text_column=text_column)
-
-    @classmethod
-    def taken_from(cls, other: Dictionary) -> Self:
-        """The same dictionary as this class; raises `ArtifactError` where it is of another kind."""
-        new = cls(other.config, other.arrays())
-        new.statistics, new.metrics, new.source = other.statistics, other.metrics, other.source
-        return new
 
 
 class SAE(BoundDictionary):

@@ -90,7 +90,7 @@ def _analysed(options: argparse.Namespace, **limits: Any) -> Any:
 
 
 def _features(options: argparse.Namespace) -> None:
-    known = load(options).known_features() if options.texts else None
+    known = load(options).annotations() if options.texts else None
     dictionary = _analysed(options, max_tokens=options.max_tokens)
     print(dictionary.features)
     folder = dictionary.source.name if dictionary.source.revision is None else None

@@ -19,9 +19,10 @@ from hubsae.firing import BINS
 FEATURES = "features.parquet"
 _VERSION = 1
 _INFO = b"hubsae"
-_MAX_VALUES = 1 << 29  # of one column
-_MAX_WIDTH = 1 << 16  # of one list
-_MAX_TEXT = 2_000
+MAX_VALUES = 1 << 29  # of one column
+MAX_WIDTH = 1 << 12  # of one list, of a window, and of how many examples there are
+MAX_TEXT = 2_000
+_MAX_MARKS = 1 << 12
 _NUMBERS = ("n_active", "mean", "std", "maximum", "histogram", "histogram_top")
 _EXAMPLE = ("value", "document", "at", "tokens", "values")
 _GROUPS = (
@@ -45,6 +46,19 @@ def _dtype(name: str) -> Any:
     if name.split("_")[-1] in _WHOLE:
         return np.int32
     return np.float64 if name in _SCALARS and name != "maximum" else np.float32
+
+
+def _widest(name: str) -> int:
+    """How long the lists of a column may be: examples lie window after window."""
+    return MAX_WIDTH * (MAX_WIDTH if name.endswith(("_tokens", "_values")) else 1)
+
+
+def _is_marks(values: Any) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) <= _MAX_MARKS
+        and all(isinstance(v, int | float) and abs(v) < 1e300 for v in values)
+    )
 
 
 class FeatureFile(Mapping[str, Any]):
@@ -78,7 +92,7 @@ class FeatureFile(Mapping[str, Any]):
             if not isinstance(info.get(name), int) or not 1 <= info[name] < 2**53:
                 raise self._damaged(f"{name} is {str(info.get(name))[:30]}")
         window = info.get("window", 1)
-        if not isinstance(window, int) or not 1 <= window <= _MAX_WIDTH:
+        if not isinstance(window, int) or not 1 <= window <= MAX_WIDTH:
             raise self._damaged(f"a window of {str(info['window'])[:30]} tokens")
         for name in ("vocabulary", "promoted_vocabulary"):
             words = info.get(name, {})
@@ -87,6 +101,14 @@ class FeatureFile(Mapping[str, Any]):
                 for key, text in words.items()
             ):
                 raise self._damaged(f"{name} is no list of token ids and texts")
+        marks = info.get("fingerprint", {})
+        if not isinstance(marks, dict) or not all(_is_marks(values) for values in marks.values()):
+            raise self._damaged("its fingerprint is no list of numbers")
+        sites = info.get("sites", [])
+        if not isinstance(sites, list) or not all(isinstance(site, str) and len(site) < MAX_TEXT for site in sites):
+            raise self._damaged("its sites are no list of names")
+        if len(str(info.get("data", ""))) > MAX_TEXT:
+            raise self._damaged("the name of its texts is too long")
         return info
 
     def _checked_names(self, schema: Any) -> list[str]:
@@ -102,10 +124,10 @@ class FeatureFile(Mapping[str, Any]):
         sizes: dict[str, int] = {}
         for name in set(names) - {*_SCALARS, *_TEXTS}:
             kind = schema.field(name).type
-            if not pa.types.is_fixed_size_list(kind) or not 1 <= kind.list_size <= _MAX_WIDTH:
+            if not pa.types.is_fixed_size_list(kind) or not 1 <= kind.list_size <= _widest(name):
                 raise self._damaged(f"column {name} is a {str(kind)[:60]}, not a list of one length")
             sizes[name] = kind.list_size
-            if sizes[name] * self.n_features > _MAX_VALUES:
+            if sizes[name] * self.n_features > MAX_VALUES:
                 raise self._damaged(f"column {name} would hold {sizes[name] * self.n_features:,} numbers")
         for name, size in sizes.items():
             if size != self._size_of(name, sizes):
@@ -116,6 +138,8 @@ class FeatureFile(Mapping[str, Any]):
         """How long the lists of a column have to be, from those that it goes with."""
         if name == "histogram":
             return BINS
+        if name == "site_norms":
+            return len(self.info.get("sites", []))
         kind, _, part = name.partition("_")
         if kind in ("top", "random"):
             return sizes[f"{kind}_value"] * (self.info.get("window", 0) if part in ("tokens", "values") else 1)
@@ -138,9 +162,11 @@ class FeatureFile(Mapping[str, Any]):
             column = self._file.read(columns=[name]).column(0).combine_chunks()
             if name in _TEXTS:
                 return self._texts(name, column)
+            gaps = column.null_count
             if name not in _SCALARS:
+                gaps += len(column) * column.type.list_size - len(column.flatten())
                 column = column.flatten()
-            if column.null_count:
+            if gaps or column.null_count:
                 raise self._damaged(f"column {name} has gaps")
             values = column.to_numpy(zero_copy_only=False).astype(_dtype(name))
             values = values if name in _SCALARS else values.reshape(self.n_features, -1)
@@ -158,13 +184,14 @@ class FeatureFile(Mapping[str, Any]):
         if not pa.types.is_dictionary(column.type) or not pa.types.is_string(column.type.value_type):
             raise self._damaged(f"column {name} holds {str(column.type)[:60]}")
         texts = column.dictionary.to_pylist()
-        if any(text is not None and len(text) > _MAX_TEXT for text in texts):
-            raise self._damaged(f"column {name} holds texts of over {_MAX_TEXT:,} letters")
+        if any(text is not None and len(text) > MAX_TEXT for text in texts):
+            raise self._damaged(f"column {name} holds texts of over {MAX_TEXT:,} letters")
         return [None if i is None else texts[i] for i in column.indices.to_pylist()]
 
     def _check_values(self, name: str, values: np.ndarray) -> None:
         finite = name == "label_score" or values.dtype.kind == "i" or bool(np.isfinite(values).all())
-        low, high = values.min(initial=0), values.max(initial=0)
+        known = values[~np.isnan(values)] if name == "label_score" else values
+        low, high = known.min(initial=0), known.max(initial=0)
         part = name.split("_")[-1]
         bounds: tuple[float, float] = (-np.inf, np.inf)
         if part == "at":
@@ -173,6 +200,8 @@ class FeatureFile(Mapping[str, Any]):
             bounds = (-1, self.n_features - 1)
         elif part in ("ids", "tokens", "document"):
             bounds = (-1, np.inf)
+        elif name == "label_score":
+            bounds = (0, 1)
         elif name in (*_NUMBERS, "label_examples"):
             bounds = (0, self.info["n_tokens"] if name == "n_active" else np.inf)
         if not finite or low < bounds[0] or high > bounds[1]:
@@ -194,9 +223,13 @@ def write(path: Path, columns: Mapping[str, Any], info: dict) -> None:
     arrays: dict[str, Any] = {"feature": pa.array(np.arange(n, dtype=np.int32))}
     for name, values in columns.items():
         if name in _TEXTS:
+            if long := [i for i, text in enumerate(values) if text is not None and len(text) > MAX_TEXT]:
+                raise DataError(f"{name} of feature {long[0]} has over {MAX_TEXT:,} letters")
             arrays[name] = pa.array(values, pa.string())
             continue
         flat = np.ascontiguousarray(values, _dtype(name))
+        if flat.size > MAX_VALUES or (flat.ndim > 1 and flat.shape[1] > _widest(name)):
+            raise DataError(f"{name}: {flat.shape} numbers are too many for {FEATURES}; keep fewer or shorter examples")
         if name != "label_score" and not np.isfinite(flat).all():
             raise DataError(f"{name} of features holds values that are not finite, so they are not saved")
         arrays[name] = pa.array(flat.reshape(-1))

@@ -23,7 +23,7 @@ class FeatureView(Shown):
     def tables(self) -> list[Table]:
         f, i = self.features, self.feature
         edges, counts = f.histogram(i)
-        used = int(np.flatnonzero(counts).max()) + 1
+        used = int(np.flatnonzero(counts).max(initial=0)) + 1
         rows = [
             ("fires on", f"{number(100 * float(f.density[i]))} % of {f.n_tokens:,} tokens ({f.data})"),
             ("typical value", f"{number(float(f.mean[i]))} (largest {number(float(f.maximum[i]))})"),

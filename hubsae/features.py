@@ -229,6 +229,8 @@ class Features(Shown):
         counts = np.array(self.columns.get("label_examples", np.zeros(n, np.int64)))
         for feature, label in labels.items():
             self.check(feature)
+            if isinstance(label, Label) and len(label.text) > feature_file.MAX_TEXT:
+                raise DataError(f"label of feature {feature}: over {feature_file.MAX_TEXT:,} letters")
             if not isinstance(label, Label):
                 raise DataError(f"label of feature {feature} is a {type(label).__name__}: expected a Label")
             texts[feature], labelers[feature] = label.text, label.labeler
@@ -273,6 +275,8 @@ class Features(Shown):
         ids = self.columns[f"{prefix}_tokens"][feature][part]
         values = self.columns[f"{prefix}_values"][feature][part]
         there = ids >= 0
+        if column["at"][place] >= there.sum():
+            raise ArtifactError(f"example {place} of feature {feature} is damaged: its token lies outside of its text")
         return Example(
             float(column["value"][place]),
             int(column["at"][place]),

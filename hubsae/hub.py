@@ -136,7 +136,7 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
         own = asdict(self.config)
         if config is not None and (config if isinstance(config, dict) else asdict(config)) != own:
             raise ConfigError("config differs from this artifact's own, which its arrays belong to; leave it out")
-        with staged(target, whole=(STATISTICS, METRICS, *self.more_files)) as stage:
+        with staged(target, whole=self.own_files()) as stage:
             self._save_pretrained(stage)
             write_json(stage / CONFIG, own)
             for name, content in ((STATISTICS, self.statistics), (METRICS, self.metrics)):
@@ -326,7 +326,11 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
 
     def _absent(self, folder: Path) -> list[str]:
         """Files that an artifact may have and this one has not: an earlier version's must not stay behind."""
-        return [name for name in (STATISTICS, METRICS, *self.more_files) if not (folder / name).exists()]
+        return [name for name in self.own_files() if not (folder / name).exists()]
+
+    def own_files(self) -> tuple[str, ...]:
+        """Files that an artifact may have or not: where it has one no longer, an older one is taken away."""
+        return (STATISTICS, METRICS, *self.more_files)
 
 
 def _card_to_keep(candidates: list[Path]) -> str | None:

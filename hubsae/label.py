@@ -16,7 +16,7 @@ import scipy.sparse
 from hubsae.activations import Models, as_models, read_chunks
 from hubsae.codes import encode_chunks, pool
 from hubsae.dictionary import Dictionary
-from hubsae.errors import ArtifactError, ConfigError, DataError, LabelError
+from hubsae.errors import ConfigError, DataError, LabelError
 from hubsae.features import Example, Features, Label, check_features
 from hubsae.labelers import Labeler, ask
 from hubsae.lm import LanguageModel
@@ -100,21 +100,15 @@ def chosen(known: Features, features: Sequence[int] | None) -> list[int]:
     return [known.check(i, alive=True) for i in dict.fromkeys(check_features(features, known.n_features))]
 
 
-def resumed(known: Features, path: Path, belongs: Callable[[Features], bool]) -> Features:
-    """`known` with the labels of an earlier run that a features.parquet holds; raises where it is another's."""
-    if not path.is_file():
-        return known
-    there = Features.load(path, known.n_features)
-    if not belongs(there):
-        raise ArtifactError(f"{path} holds the features of another dictionary; give another save_path")
-    return known.labelled({i: label for i, label in there.labels.items() if not known.label(i)})
-
-
 class Kept:
-    """New labels of a dictionary on their way into its features, and into the features.parquet of a folder."""
+    """New labels of a dictionary on their way into its features, and into the features.parquet of a folder.
 
-    def __init__(self, dictionary: Any, folder: str | Path | None, every: int = 20):
+    `there`: the features in that folder; an analysis of more tokens than the dictionary's own keeps its place.
+    """
+
+    def __init__(self, dictionary: Any, folder: str | Path | None, there: Features | None = None, every: int = 20):
         self._dictionary, self._folder, self._every = dictionary, folder, every
+        self._there = there
         self._new: dict[int, Label] = {}
 
     def add(self, feature: int, label: Label) -> None:
@@ -125,10 +119,14 @@ class Kept:
 
     def store(self) -> None:
         """Put what is new where it belongs."""
+        if not self._new:
+            return
         self._dictionary.relabel(self._new)
         self._new.clear()
         if self._folder is not None:
-            self._dictionary.features.save(self._folder)
+            own = self._dictionary.features
+            fuller = self._there is not None and self._there.has_examples and self._there.n_tokens > own.n_tokens
+            (self._there.labelled(own.labels) if self._there and fuller else own).save(self._folder)
 
 
 def fired_on(dictionary: Dictionary, models: Models, texts: Sequence[str]) -> Any:
@@ -338,13 +336,13 @@ def _score(task: Task, label: str, scorer: Labeler) -> float | None:
 
 def read_numbers(answer: str, n: int) -> list[int]:
     """The numbers from 1 to n in an answer, none if it says so; raises `Unusable` for others, and without any."""
-    answer = said(answer)
-    if re.search(r"\bnone\b", answer, flags=re.IGNORECASE):
-        return []
-    numbers = []
+    answer, numbers = said(answer), []
     for first, last in re.findall(r"(\d{1,6})(?:\s*[-–]\s*(\d{1,6}))?", answer):
         numbers += range(int(first), min(int(last or first), n + 1) + 1)
-    if not numbers:
+    none = bool(re.search(r"\bnone\b", answer, flags=re.IGNORECASE))
+    if none and numbers:
+        raise Unusable(f"the answer {answer[:80]!r} says both numbers and none")
+    if not numbers and not none:
         raise Unusable(f"no numbers in the answer {answer[:80]!r}")
     if any(not 1 <= number <= n for number in numbers):
         raise Unusable(f"the answer {answer[:80]!r} names texts that are not there")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 import numpy as np
@@ -14,12 +14,13 @@ from hubsae.feature_file import FEATURES
 from hubsae.feature_search import FoundFeatures
 from hubsae.feature_view import FeatureView
 from hubsae.features import Features, Label, check_feature
-from hubsae.hub import check_target
+from hubsae.hub import Source, check_target
 from hubsae.label import Labels
 from hubsae.labelers import as_labeler
 from hubsae.lm import LanguageModel
 from hubsae.neighbours import CoOccurrence, FeatureClusters, SimilarFeatures
 from hubsae.steer import Intervention
+from hubsae.store import CONFIG
 from hubsae.survey import SurveyConfig
 from hubsae.text_analysis import ActiveFeatures, Pool, TextAnalysis
 
@@ -31,6 +32,7 @@ class Questions(Dictionary):
     _features: Features | None = None
     _sought: bool = False  # whether it was looked for, and found or not, where the dictionary comes from
     _unread: bool = False  # whether it could not be read there
+    _features_source: Source | None = None  # where that is, if no longer `source`
     _sample: Any = None
     _surveyed: tuple[Any, int | None, Any] | None = None  # dataset, its length and the models of the last pass over all
 
@@ -62,16 +64,28 @@ class Questions(Dictionary):
 
         Raises `HubError` where it cannot be fetched, and `ArtifactError` where it is damaged or of another dictionary.
         """
-        if self._features is None and not self._sought and self.source is not None:
+        source = self._features_source or self.source
+        if self._features is None and not self._sought and source is not None:
             try:
-                path = self.source.file(FEATURES)
+                path = source.file(FEATURES)
             except HubError as error:
-                raise HubError(f"{FEATURES} of {self.source}, which is read when it is first used: {error}") from error
+                raise HubError(f"{FEATURES} of {source}, which is read when it is first used: {error}") from error
             found = None if path is None else Features.load(path, self.n_features)
             if found is not None and not survey.belongs(found, self):
                 raise ArtifactError(f"{path} is of another dictionary; call feature_statistics(texts) for a new one")
             self._features, self._sought, self._unread = found, True, False
         return self._features
+
+    @classmethod
+    def taken_from(cls, other: Dictionary) -> Self:
+        """The same dictionary as this class, with what is known of it; `ArtifactError` where it is of another kind."""
+        new = cls(other.config, other.arrays())
+        names = ("statistics", "metrics", "source")
+        if isinstance(other, Questions):
+            names += ("_features", "_sought", "_unread", "_features_source", "_sample", "_surveyed")
+        for name in names:
+            setattr(new, name, getattr(other, name))
+        return new
 
     def relabel(self, labels: Mapping[int, Label]) -> None:
         """Add or replace labels of features."""
@@ -97,9 +111,14 @@ class Questions(Dictionary):
         else:
             warn("its weights have changed since its features were analysed; they are not saved with it")
 
-    def _absent(self, folder: Path) -> list[str]:
-        gone = super()._absent(folder)
-        return [name for name in gone if name != FEATURES or not self._unread]  # what was not read is not deleted
+    def own_files(self) -> tuple[str, ...]:
+        self.annotations()
+        return tuple(name for name in super().own_files() if name != FEATURES or not self._unread)  # nothing is lost
+
+    def save(self, path: str | Path) -> None:
+        before = self._features_source or self.source
+        super().save(path)
+        self._features_source = before if self._unread else None
 
     def card_values(self) -> dict:
         return {**super().card_values(), "features": self.annotations()}
@@ -296,13 +315,14 @@ class Questions(Dictionary):
         models = self._bound(model)
         known = self._analysed(dataset, models if model is not None else None)
         assert known is not None
-        if save_path is not None:
-            known = label.resumed(known, check_target(save_path) / FEATURES, lambda f: survey.belongs(f, self))
+        there = None if save_path is None else self._there(check_target(save_path))
+        if there is not None:
+            known = known.labelled({i: found for i, found in there.labels.items() if not known.label(i)})
             self._features = known
         asked = label.chosen(known, features)
         todo = [i for i in asked if relabel or not known.label(i)]
         own = as_labeler(labeler)
-        kept = label.Kept(self, save_path)
+        kept = label.Kept(self, save_path, there)
         try:
             found, unusable = label.label_features(
                 self,
@@ -320,6 +340,19 @@ class Questions(Dictionary):
         finally:
             kept.store()
         return Labels(found, unusable, len(asked) - len(todo))
+
+    def _there(self, folder: Path) -> Features | None:
+        """The features in a folder that labels are to be kept in; `ArtifactError` where it is another dictionary's."""
+        if (folder / CONFIG).is_file():
+            there = Dictionary.from_pretrained(folder)
+            if there.config != self.config or not survey.same_marks(survey.fingerprint(there), self):
+                raise ArtifactError(f"{folder} holds another dictionary; give another save_path")
+        if not (folder / FEATURES).is_file():
+            return None
+        found = Features.load(folder, self.n_features)
+        if not survey.belongs(found, self):
+            raise ArtifactError(f"{folder / FEATURES} is of another dictionary; give another save_path")
+        return found
 
 
 def _length(dataset: Any) -> int | None:

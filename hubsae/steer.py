@@ -13,7 +13,9 @@ from hubsae.errors import ConfigError, DataError, SiteError
 from hubsae.features import Features, check_feature
 from hubsae.settings import as_type
 from hubsae.sites import Site
+from hubsae.taps import ATTN_NAMES, MLP_NAMES
 
+_LAST_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo", "down_proj", "dense_4h_to_h", "fc2", "w2")
 _ORDER = {name: place for place, name in enumerate(("residual_in", "attn_in", "attn", "mlp_in", "mlp", "residual"))}
 
 
@@ -122,7 +124,8 @@ def increments(dictionary: Dictionary, rows: mx.array) -> dict[Site, mx.array]:
     """(..., d_out) -> (..., d) what to put in at each written site, so that every one of them holds its part once.
 
     The residual stream carries on what was put into it, and what an attention or feed-forward module wrote: at a later
-    site of the stream only the rest is put in.
+    site of the stream only the rest is put in. That is exact where modules write into the stream as they are (Llama,
+    GPT-NeoX, Qwen ...), not where their outputs are normalised or scaled on the way (Gemma 2, OLMo 2, Granite).
     """
     out: dict[Site, mx.array] = {}
     carried: dict[int, mx.array] = {}
@@ -136,9 +139,17 @@ def _increment(site: Site, row: mx.array, carried: mx.array | None) -> tuple[mx.
     before = carried if carried is not None and carried.shape == row.shape else mx.zeros(row.shape)
     if site.component in ("residual", "residual_in"):
         return row - before, row
-    if site.component in ("attn", "mlp"):
+    if _writes_into_stream(site):
         return row, row + before
     return row, carried
+
+
+def _writes_into_stream(site: Site) -> bool:
+    """Whether a site is the output of an attention or feed-forward module, or of its last projection."""
+    names = site.component.split(".")
+    return site.component in ("attn", "mlp") or (
+        names[0] in (*ATTN_NAMES, *MLP_NAMES) and (len(names) == 1 or names[-1] in _LAST_PROJECTIONS)
+    )
 
 
 def _in_order(dictionary: Dictionary) -> dict[Site, slice]:
@@ -159,17 +170,24 @@ class _Combined(Mapping[Site, Any]):
                 chains.setdefault(Site.parse(site), []).append(function)
         return {site: fs[0] if len(fs) == 1 else _Chain(fs) for site, fs in chains.items()}.items()
 
+    @cached_property
+    def _shared(self) -> dict[Site, Any]:
+        return dict(self.items())
+
     def __getitem__(self, site: Any) -> Any:
-        return dict(self.items())[Site.parse(site)]
+        return self._shared[Site.parse(site)]
 
     def __iter__(self) -> Iterator[Site]:
-        return iter(dict(self.items()))
+        return iter(self._shared)
 
     def __len__(self) -> int:
-        return len(dict(self.items()))
+        return len(self._shared)
 
     def __or__(self, other: Mapping[Any, Any]) -> "_Combined":
         return _Combined(*self._parts, other)
+
+    def __ror__(self, other: Mapping[Any, Any]) -> "_Combined":
+        return _Combined(other, *self._parts)
 
 
 class _Chain:
@@ -215,11 +233,24 @@ class Intervention(Mapping[Site, Any]):
             )
         if not self.writes:
             raise ConfigError(f"of_model={self.model}: this dictionary writes nothing into it")
+        if self.change.is_constant:
+            return
         known = all(s.component in _ORDER for s in (*c.read_sites, *self.writes))
-        if known and not self.change.is_constant and max(map(place, self.writes)) < max(map(place, c.read_sites)):
+        if known and c.reads != c.writes and min(map(place, self.writes)) < max(map(place, c.read_sites)):
             raise SiteError(
-                f"{c.writes[-1]} is computed before {c.reads[-1]} is read, so it cannot be changed in the same pass"
+                f"{', '.join(c.writes)} are written before all of {', '.join(c.reads)} are read, so they cannot be "
+                "changed by the code in the same pass; only add= and direction= can be used"
             )
+        if len(c.read_sites) > 1 and self.adds:
+            raise ConfigError(
+                "a dictionary that reads several sites sees what was added at the first of them at the next: give add= "
+                "and direction= in an intervention of their own, a | b"
+            )
+
+    @cached_property
+    def adds(self) -> bool:
+        """Whether something is added whatever the code is."""
+        return bool(mx.any(self.change.shift != 0).item())
 
     @cached_property
     def writes(self) -> dict[Site, slice]:
@@ -259,21 +290,26 @@ class Intervention(Mapping[Site, Any]):
     def __or__(self, other: Mapping[Any, Any]) -> _Combined:
         return _Combined(self, other)
 
+    def __ror__(self, other: Mapping[Any, Any]) -> _Combined:
+        return _Combined(other, self)
+
 
 class _Pass:
     """What an intervention has read in the pass that goes on, and what the stream carries of its changes."""
 
     def __init__(self, intervention: Intervention):
         self._own = intervention
+        self._first: Site | None = None
         self._read: dict[Site, mx.array] = {}
         self._carried: mx.array | None = None
 
     def at(self, site: Site, x: mx.array, start: int) -> mx.array:
         """x (b, length, d) at a site, whose first token has position `start` -> what it becomes."""
         own, c = self._own, self._own.dictionary.config
+        self._first = self._first or site
+        if site == self._first:  # a new pass
+            self._read, self._carried = {}, None
         if not own.change.is_constant and site in c.read_sites:
-            if site in self._read or not self._read:  # a new pass
-                self._read, self._carried = {}, None
             self._read[site] = x
         if site not in own.writes:
             return x
@@ -285,7 +321,7 @@ class _Pass:
                 put_in, self._carried = _increment(site, row, self._carried)
                 changes = mx.any(difference != 0, axis=-1, keepdims=True)
                 changed = mx.where(changes, self._put(x, put_in, start), x)
-        if bool(mx.any(own.change.shift != 0).item()):
+        if own.adds:
             changed = self._put(changed, own.added[site], start)
         return changed
 

@@ -10,6 +10,7 @@ from hubsae import relations, tokens
 from hubsae.activations import Chunks, Models, as_models, harvest, read_chunks
 from hubsae.dictionary import Dictionary
 from hubsae.errors import ConfigError, DataError
+from hubsae.feature_file import MAX_VALUES, MAX_WIDTH
 from hubsae.features import Features
 from hubsae.firing import Firing
 from hubsae.lm import LanguageModel
@@ -50,6 +51,17 @@ class SurveyConfig:
         for name in ("tokens_before", "tokens_after"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected 0 or more")
+        widths = {
+            name: getattr(self, name) for name in ("top_examples", "random_examples", "neighbours", "promoted_tokens")
+        }
+        for name, width in {**widths, "tokens_before + 1 + tokens_after": self.window}.items():
+            if width > MAX_WIDTH:
+                raise ConfigError(f"{name}={width}: expected at most {MAX_WIDTH:,}")
+
+    @property
+    def window(self) -> int:
+        """Tokens that an example shows."""
+        return self.tokens_before + 1 + self.tokens_after
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,11 @@ def survey(
         raise ConfigError(f"max_tokens={max_tokens}: expected at least 1")
     if not isinstance(config, SurveyConfig):
         raise ConfigError(f"config is a {type(config).__name__}: expected a SurveyConfig")
+    size = dictionary.n_features * max(config.top_examples, config.random_examples) * config.window
+    if size > MAX_VALUES:
+        raise ConfigError(
+            f"{size:,} tokens of examples for {dictionary.n_features:,} features: keep fewer or shorter ones"
+        )
     stream = _chunks(dictionary, models, texts, max_tokens, text_column)
     c, rng = dictionary.config, np.random.default_rng(config.seed)
     firing = Firing(dictionary.n_features)
@@ -118,27 +135,46 @@ def survey(
 def measured(dictionary: Dictionary, firing: Firing, **known: Any) -> Features:
     """What was summed of a dictionary's features, with the norms of its decoder and the mark that tells whose it is."""
     features = Features.of_firing(firing, **known, site_norms=site_norms(dictionary))
-    features.info.update(sites=list(dictionary.config.writes), fingerprint=fingerprint(dictionary))
+    marks = {"fingerprint": fingerprint(dictionary), "sparsity": dictionary.config.sparsity}
+    features.info.update(sites=list(dictionary.config.writes), **marks)
     return features
 
 
-def fingerprint(dictionary: Dictionary) -> list[float]:
-    """A few numbers that another dictionary would not have: sums with alternating signs of some decoder rows."""
+def fingerprint(dictionary: Dictionary) -> dict[str, list[float]]:
+    """A few numbers of each array that another dictionary would not have: sums of some features with changing signs."""
     some = np.linspace(0, dictionary.n_features - 1, min(_MARKS, dictionary.n_features)).astype(int)
-    rows = as_numpy(dictionary.W_dec)[some]
-    signs = np.where(np.arange(rows.shape[1]) % 2, -1.0, 1.0)
-    return [float(f"{value:.4g}") for value in rows @ signs]
+    marks = {}
+    for name, array in dictionary.arrays().items():
+        values = as_numpy(array)
+        if dictionary.n_features not in values.shape or name in ("b_dec", "W_skip"):
+            continue
+        rows = values.T if name == "W_enc" else values
+        rows = rows[some].reshape(len(some), -1)
+        signs = np.where(np.arange(rows.shape[1]) % 2, -1.0, 1.0)
+        marks[name] = [float(f"{value:.4g}") for value in rows @ signs]
+    return marks
 
 
 def belongs(features: Features, dictionary: Dictionary) -> bool:
     """Whether features are those of a dictionary, as far as their marks tell; other precisions of it pass."""
-    own, theirs = fingerprint(dictionary), features.info.get("fingerprint")
     if features.n_features != dictionary.n_features:
         return False
-    if not isinstance(theirs, list) or len(theirs) != len(own):
-        return theirs is None
-    size = float(np.abs(own).mean())
-    return bool(np.allclose(np.array(theirs, float), own, rtol=0.02, atol=0.02 * size))
+    theirs, rule = features.info.get("fingerprint"), features.info.get("sparsity")
+    if rule is not None and rule != dictionary.config.sparsity:
+        return False
+    return theirs is None or same_marks(theirs, dictionary)
+
+
+def same_marks(marks: dict[str, list[float]], dictionary: Dictionary) -> bool:
+    """Whether a fingerprint is that of a dictionary, up to its precision."""
+    own = fingerprint(dictionary)
+    return set(own) == set(marks) and all(_close(marks[name], values) for name, values in own.items())
+
+
+def _close(theirs: list[float], own: list[float]) -> bool:
+    if len(theirs) != len(own):
+        return False
+    return np.allclose(theirs, own, rtol=0.02, atol=0.02 * float(np.abs(own).mean()))
 
 
 def site_norms(dictionary: Dictionary) -> np.ndarray:
@@ -195,7 +231,7 @@ def _info(
 ) -> dict[str, Any]:
     site = residual_site(dictionary, models)
     shown, promoted = ("top_tokens", "random_tokens"), ("promoted_ids", "suppressed_ids")
-    info: dict[str, Any] = {"window": config.tokens_before + 1 + config.tokens_after}
+    info: dict[str, Any] = {"window": config.window}
     if site is None or site.model == number:
         info["vocabulary"] = _vocabulary(models[number], columns, (*shown, *promoted))
     else:

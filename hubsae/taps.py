@@ -20,7 +20,7 @@ from hubsae.sites import COMPONENTS, Site
 Edit = Callable[[mx.array], mx.array]
 
 _RESIDUAL_NAMES = ("x", "h", "hidden_states", "inputs", "streams")
-_ATTN_NAMES = (
+ATTN_NAMES = (
     "self_attn",
     "attn",
     "attention",
@@ -32,7 +32,7 @@ _ATTN_NAMES = (
     "temporal_block",
     "norm_attn_norm",
 )
-_MLP_NAMES = ("mlp", "feed_forward", "block_sparse_moe", "ffn", "moe", "mlp_block", "shared_mlp")
+MLP_NAMES = ("mlp", "feed_forward", "block_sparse_moe", "ffn", "moe", "mlp_block", "shared_mlp")
 _KEY = "_hubsae_taps"
 
 
@@ -47,7 +47,7 @@ def find_module(layer: nn.Module, site: Site) -> nn.Module:
     name = site.module
     if name == "residual":
         return layer
-    names = {"attn": _ATTN_NAMES, "mlp": _MLP_NAMES}.get(name)
+    names = {"attn": ATTN_NAMES, "mlp": MLP_NAMES}.get(name)
     if names:
         for candidate in names:
             module = getattr(layer, candidate, None)

@@ -168,7 +168,9 @@ def test_what_a_reasoning_model_thinks_is_no_answer():
     assert read_label("Sure! Here is a phrase:\nnames of cities") == "names of cities"
     assert read_label("<|channel|>analysis<|message|>We need<|end|><|channel|>final<|message|>cities") == "cities"
     assert read_numbers("<think>1, 2, 3</think> 2", 5) == [2]
-    assert read_numbers("None of the 10 texts", 10) == []
+    for both in ("None of the 10 texts", "1, 3 and 5. None of the others."):
+        with pytest.raises(LabelError, match="both numbers and none"):
+            read_numbers(both, 10)
     assert read_numbers("Texts 2-4", 5) == [2, 3, 4]
     for endless in ("<think>\nOkay, text 1", "<|channel|>analysis"):
         with pytest.raises(LabelError, match="never ends"):
@@ -197,6 +199,35 @@ def test_labels_go_to_a_new_folder_and_a_run_goes_on_from_there(sae, some, train
     other.feature_statistics(["A cow can walk. In the field it eats hay."] * 5)
     with pytest.raises(ArtifactError, match="another dictionary"):
         other.auto_label_features(str, [int(other.features.n_active.argmax())], progress=False, save_path=folder)
+    other.save(tmp_path / "other")
+    (tmp_path / "other" / "features.parquet").unlink()
+    with pytest.raises(ArtifactError, match="holds another dictionary"):
+        sae.auto_label_features(str, some, progress=False, save_path=tmp_path / "other")
+
+
+def test_a_fuller_analysis_in_the_folder_keeps_its_place_and_gets_the_labels(sae, some, trained, demo_texts, tmp_path):
+    sae.save(tmp_path / "sae")
+    before = load_sae(tmp_path / "sae").features.n_tokens
+    file = tmp_path / "sae" / "features.parquet"
+    old = file.read_bytes()
+    with pytest.raises(ConfigError):
+        sae.auto_label_features(str, some, num_examples=0, progress=False, save_path=tmp_path / "sae")
+    assert file.read_bytes() == old
+    fewer = demo_texts[:60]
+    sae.feature_statistics(fewer)
+    alive = [i for i in some if sae.features.n_active[i]][:2]
+    sae.auto_label_features(
+        lambda p: "new words",
+        alive,
+        relabel=True,
+        num_scored=0,
+        progress=False,
+        dataset=fewer,
+        save_path=tmp_path / "sae",
+    )
+    again = load_sae(tmp_path / "sae").features
+    assert again.n_tokens == before
+    assert [again.label(i).text for i in alive] == ["new words"] * len(alive)
 
 
 def test_numbers_are_read_out_of_an_answer():

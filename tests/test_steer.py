@@ -119,10 +119,14 @@ def test_a_transcoder_reads_one_site_and_changes_another(demo_model):
     np.testing.assert_allclose(found[:, 1:], expected[:, 1:], atol=1e-4)
     again = read(demo_model, "layers.1.mlp", across.intervene(add={f: 1.0}))[0]
     np.testing.assert_allclose(again[:, 1:], (y + 2.0 * np.array(across.W_dec[f]))[:, 1:], atol=1e-4)
-    backwards = made(Transcoder, ("layers.2.mlp",), ("layers.1.mlp",))
-    with pytest.raises(SiteError, match="computed before"):
-        backwards.intervene(ablate=[f])
-    backwards.intervene(add={f: 1.0}, units="raw")
+    for reads, writes in (
+        (("layers.2.mlp",), ("layers.1.mlp",)),
+        (("layers.1.residual",), ("layers.0.residual", "layers.1.residual")),
+    ):
+        backwards = made(Transcoder, reads, writes)
+        with pytest.raises(SiteError, match="written before"):
+            backwards.intervene(ablate=[f])
+        backwards.intervene(add={f: 1.0}, units="raw")
 
 
 def test_a_crosscoder_adds_each_layers_part_once_and_changes_the_rest_at_its_last_site(demo_model):
@@ -144,25 +148,50 @@ def test_a_crosscoder_adds_each_layers_part_once_and_changes_the_rest_at_its_las
 
 
 def test_what_a_module_wrote_is_not_added_again_to_the_stream(demo_model):
-    sites = ("layers.1.mlp", "layers.1.residual")
-    cross = with_typical(made(Crosscoder, sites, sites))
-    x = read(demo_model, sites)
-    y = read(demo_model, sites, cross.intervene(add={5: 1.0}))
-    for before, after, part in zip(x, y, (slice(0, 128), slice(128, 256)), strict=True):
-        np.testing.assert_allclose(after[:, 1:], (before + 2.0 * np.array(cross.W_dec[5, part]))[:, 1:], atol=1e-4)
+    for module in ("mlp", "mlp.down_proj", "self_attn.o_proj"):
+        sites = (f"layers.3.{module}", "layers.3.residual")
+        cross = with_typical(made(Crosscoder, sites, sites))
+        x = read(demo_model, sites)
+        y = read(demo_model, sites, cross.intervene(add={5: 1.0}))
+        expected = x[0] + 2.0 * np.array(cross.W_dec[5, :128])
+        np.testing.assert_allclose(y[0][:, 1:], expected[:, 1:], atol=1e-4)
+        if module.startswith("mlp"):  # what comes after attention changes with it
+            expected = x[1] + 2.0 * np.array(cross.W_dec[5, 128:])
+            np.testing.assert_allclose(y[1][:, 1:], expected[:, 1:], atol=1e-4)
 
 
 def test_adding_is_the_same_beside_a_change_that_does_nothing(demo_model):
     sites = ("layers.1.residual", "layers.2.residual")
-    for dictionary in (made(Crosscoder, sites, sites), made(Transcoder, ("layers.0.residual",), sites)):
-        dictionary = with_typical(dictionary)
-        z = np.zeros(64)
-        inputs = [mx.array(x) for x in read(demo_model, dictionary.config.reads)]
-        z += np.array(dictionary.encode(mx.concatenate(inputs, axis=-1))).max(axis=(0, 1))
-        silent = [int(i) for i in np.flatnonzero(z == 0) if i != 5][:1]
-        alone = read(demo_model, sites, dictionary.intervene(add={5: 1.0}))
-        beside = read(demo_model, sites[:1], dictionary.intervene(add={5: 1.0}, ablate=silent))
-        np.testing.assert_array_equal(alone[0], beside[0])
+    across = with_typical(made(Transcoder, ("layers.0.residual",), sites))
+    (x,) = read(demo_model, ["layers.0.residual"])
+    z = np.array(across.encode(mx.array(x))).max(axis=(0, 1))
+    silent = [int(i) for i in np.flatnonzero(z == 0) if i != 5][:1]
+    alone = read(demo_model, sites, across.intervene(add={5: 1.0}))
+    beside = read(demo_model, sites, across.intervene(add={5: 1.0}, ablate=silent))
+    for one, other in zip(alone, beside, strict=True):
+        np.testing.assert_array_equal(one, other)
+    cross = with_typical(made(Crosscoder, sites, sites))
+    with pytest.raises(ConfigError, match="in an intervention of their own"):
+        cross.intervene(add={5: 1.0}, ablate=[6])
+    assert len(cross.intervene(add={5: 1.0}) | cross.intervene(ablate=[6])) == 2
+
+
+def test_joined_interventions_can_be_taken_apart_and_used_twice(demo_model):
+    sites = ("layers.1.residual", "layers.2.residual")
+    cross, sae = (
+        with_typical(made(Crosscoder, sites, sites)),
+        with_typical(random_sae(128, 64, reads=(sites[1],), writes=(sites[1],))),
+    )
+    xs = [mx.array(x) for x in read(demo_model, sites)]
+    f = int(np.array(cross.encode(mx.concatenate(xs, axis=-1)))[0, 2].argmax())
+    joined = cross.intervene(ablate=[f]) | sae.intervene(add={3: 0.5})
+    expected = read(demo_model, sites, joined)[1]
+    assert np.abs(expected - np.array(xs[1])).max() > 0.1
+    for again in (joined, dict(joined), {**joined}):
+        for _ in range(2):
+            np.testing.assert_array_equal(read(demo_model, sites, again)[1], expected)
+    other = read(demo_model, sites, {sites[0]: lambda x: x} | sae.intervene(add={3: 0.5}))[1]
+    np.testing.assert_array_equal(other, read(demo_model, sites, sae.intervene(add={3: 0.5}))[1])
 
 
 def test_a_change_of_the_code_is_carried_on_once_by_the_stream(demo_model):

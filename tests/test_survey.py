@@ -19,10 +19,16 @@ from hubsae.unembed import token_weights
 CONFIG = SurveyConfig(top_examples=5, random_examples=6, tokens_before=4, tokens_after=3, sampled_rows=500)
 
 
+def same_sae(**config):
+    """The dictionary that is analysed here, made anew; its first ten features are dead."""
+    found = random_sae(128, 300, {"name": "topk", "k": 6}, **config)
+    found.b_enc = mx.where(mx.arange(300) < 10, -1e4, found.b_enc)
+    return found
+
+
 @pytest.fixture(scope="module")
 def sae(demo_model):
-    found = random_sae(128, 300, {"name": "topk", "k": 6}, base_models=(demo_model.identity.to_dict(),))
-    found.b_enc = mx.where(mx.arange(300) < 10, -1e4, found.b_enc)  # dead ones
+    found = same_sae(base_models=(demo_model.identity.to_dict(),))
     found.bind(demo_model)
     return found
 
@@ -189,6 +195,14 @@ def fixed(values, dtype: type = np.float32):
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
+def with_gaps(values, dtype: type):
+    import pyarrow as pa
+
+    lists = fixed(values, dtype)
+    gaps = pa.array([i % 2 == 0 for i in range(len(lists))])
+    return pa.FixedSizeListArray.from_arrays(lists.values, 64, mask=gaps)
+
+
 @pytest.mark.parametrize(
     "info",
     [
@@ -202,6 +216,10 @@ def fixed(values, dtype: type = np.float32):
         {"n_tokens": 10**400},
         {"version": "1"},
         {"version": 99},
+        {"fingerprint": ["a"] * 32},
+        {"fingerprint": {"W_dec": [10**400]}},
+        {"sites": 5},
+        {"sites": ["a", "b"]},
     ],
 )
 def test_metadata_that_lies_is_refused_at_once(analysed, tmp_path, info):
@@ -225,6 +243,9 @@ def test_metadata_that_lies_is_refused_at_once(analysed, tmp_path, info):
         ("top_tokens", lambda n: fixed(np.zeros((n, 2_000)), np.int32)),
         ("label", lambda n: ["x" * 100_000] * n),
         ("mean", lambda n: [None] * 8 + [1.0] * (n - 8)),
+        ("label_score", lambda n: np.full(n, 7.0)),
+        ("histogram", lambda n: with_gaps(np.ones((n, 64)), np.int64)),
+        ("top_at", lambda n: fixed(np.full((n, 5), 7), np.int32)),
     ],
 )
 def test_columns_that_could_not_have_been_written_here_are_refused(analysed, tmp_path, name, column):
@@ -257,7 +278,7 @@ def test_what_was_loaded_stays_what_it_was_when_another_takes_its_place(analysed
 
 
 def test_features_of_another_dictionary_are_refused_and_stale_ones_are_not_saved(sae, analysed, tmp_path):
-    other = random_sae(128, 300, {"name": "topk", "k": 6})
+    other = same_sae()
     other.W_dec = other.W_dec[::-1]
     with pytest.raises(DataError, match="of another dictionary"):
         other.features = analysed.features
@@ -271,9 +292,16 @@ def test_features_of_another_dictionary_are_refused_and_stale_ones_are_not_saved
         _ = loaded.features
     with pytest.warns(HubsaeWarning, match="going on without what is known"):
         loaded.interpret_features(np.ones(300))  # needs no names
-    half = random_sae(128, 300, {"name": "topk", "k": 6})
+    half = same_sae()
     half.W_dec = half.W_dec.astype(mx.bfloat16)
     half.features = analysed.features  # another precision is the same dictionary
+    other_rule = random_sae(128, 300, {"name": "topk", "k": 7})
+    with pytest.raises(DataError, match="of another dictionary"):
+        other_rule.features = analysed.features
+    encoder = same_sae()
+    encoder.W_enc = -encoder.W_enc
+    with pytest.raises(DataError, match="of another dictionary"):
+        encoder.features = analysed.features
     half.W_dec = -half.W_dec
     with pytest.warns(HubsaeWarning, match="weights have changed"):
         half.save(tmp_path / "half")
@@ -285,7 +313,7 @@ def test_features_that_could_not_be_fetched_are_not_deleted_by_a_push(analysed, 
     from hubsae import hub, load_sae
     from hubsae.errors import HubError, HubsaeWarning
 
-    own = random_sae(128, 300, {"name": "topk", "k": 6})
+    own = same_sae()
     own.features = analysed.features
     own.push_to_hub("alice/kept")
     loaded = load_sae("alice/kept")
@@ -301,10 +329,37 @@ def test_features_that_could_not_be_fetched_are_not_deleted_by_a_push(analysed, 
     assert loaded.features.has_examples  # it is asked for again
 
 
+def test_a_file_of_a_newer_version_survives_a_save_in_its_folder(analysed, tmp_path):
+    from hubsae import load_sae
+    from hubsae.errors import HubsaeWarning
+
+    own = same_sae()
+    own.save(tmp_path)
+    analysed.features.save(tmp_path / "good.parquet")
+    changed(tmp_path / "good.parquet", tmp_path / "features.parquet", {"version": 2})
+    loaded = load_sae(tmp_path)
+    with pytest.warns(HubsaeWarning, match="written in format 2"):
+        loaded.save(tmp_path)
+    assert (tmp_path / "features.parquet").exists()
+
+
+def test_what_could_not_be_read_back_is_not_written(analysed, tmp_path):
+    from hubsae.features import Label
+
+    with pytest.raises(DataError, match="letters"):
+        analysed.features.labelled({77: Label("x" * 2500, None, 0, "somebody")})
+    with pytest.raises(ConfigError, match="at most 4,096"):
+        SurveyConfig(tokens_before=5000)
+    with pytest.raises(ConfigError, match="keep fewer or shorter"):
+        survey.survey(random_sae(128, 3000), [], [], SurveyConfig(top_examples=1000, tokens_before=1000))
+    found = SurveyConfig(top_examples=100, tokens_before=400, tokens_after=400)
+    assert found.window == 801
+
+
 def test_features_can_be_dropped(analysed, tmp_path):
     from hubsae import load_sae
 
-    own = random_sae(128, 300, {"name": "topk", "k": 6})
+    own = same_sae()
     own.features = analysed.features
     own.save(tmp_path)
     assert "pieces of those texts are published here" in (tmp_path / "README.md").read_text()
@@ -369,7 +424,7 @@ def test_an_analysis_is_kept_and_made_once_for_the_same_texts(sae, demo_texts, m
 def test_features_travel_with_their_dictionary(analysed, tmp_path, alice, demo_model):
     from hubsae import load_sae
 
-    own = random_sae(128, 300, {"name": "topk", "k": 6})
+    own = same_sae()
     own.features = analysed.features
     own.save(tmp_path / "sae")
     load_sae(tmp_path / "sae").push_to_hub("alice/explained")
