@@ -57,7 +57,8 @@ class Questions(Dictionary):
             raise DataError(f"features is a {type(features).__name__}: expected Features, or None")
         if features is not None and not survey.belongs(features, self):
             raise DataError("these are the features of another dictionary; call feature_statistics(texts) for its own")
-        self._features, self._sought, self._sample, self._surveyed = features, True, None, None
+        self._features, self._sample, self._surveyed = features, None, None
+        self._sought, self._unread, self._features_source = True, False, None
 
     def known_features(self) -> Features | None:
         """`features`, or None where nothing is known; a published features.parquet is fetched when first asked for.
@@ -116,6 +117,7 @@ class Questions(Dictionary):
         return tuple(name for name in super().own_files() if name != FEATURES or not self._unread)  # nothing is lost
 
     def save(self, path: str | Path) -> None:
+        """Write the folder `path`: config, weights, numbers, card, and features.parquet where features are known."""
         before = self._features_source or self.source
         super().save(path)
         self._features_source = before if self._unread else None

@@ -309,7 +309,7 @@ def test_features_of_another_dictionary_are_refused_and_stale_ones_are_not_saved
 
 
 @pytest.mark.filterwarnings(UPLOAD_WARNING)
-def test_features_that_could_not_be_fetched_are_not_deleted_by_a_push(analysed, alice, monkeypatch):
+def test_features_that_could_not_be_fetched_are_not_deleted_by_a_push(analysed, alice, monkeypatch, tmp_path):
     from hubsae import hub, load_sae
     from hubsae.errors import HubError, HubsaeWarning
 
@@ -325,8 +325,23 @@ def test_features_that_could_not_be_fetched_are_not_deleted_by_a_push(analysed, 
         with pytest.raises(HubError, match=r"features\.parquet of alice/kept.*no network"):
             _ = loaded.features
         loaded.push_to_hub("alice/kept")
+        loaded.save(tmp_path / "copy")
     assert load_sae("alice/kept").features.has_examples
-    assert loaded.features.has_examples  # it is asked for again
+    loaded.push_to_hub("alice/kept")  # from the copy, with what is asked for again
+    assert load_sae("alice/kept").features.has_examples
+    assert loaded.features.has_examples
+
+
+def test_what_is_known_goes_along_when_a_dictionary_changes_its_class(analysed, tmp_path):
+    from hubsae import SAE, load_sae
+
+    own = same_sae()
+    own.features = analysed.features
+    assert SAE.taken_from(own).features is own.features
+    own.save(tmp_path)
+    loaded = load_sae(tmp_path)
+    loaded.features = None
+    assert SAE.taken_from(loaded).known_features() is None
 
 
 def test_a_file_of_a_newer_version_survives_a_save_in_its_folder(analysed, tmp_path):
