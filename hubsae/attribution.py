@@ -6,6 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from hubsae.dictionary import Dictionary
 from hubsae.errors import ConfigError, DataError
@@ -48,12 +49,27 @@ class Batch:
         return mx.take_along_axis(logits, self.answers[:, None], axis=-1)[:, 0]
 
 
+class BatchCodes:
+    """The codes of a batch by layer, kept sparse: [layer] gives (b, length, F)."""
+
+    def __init__(self, codes: Mapping[int, mx.array]):
+        self._shapes = {layer: code.shape for layer, code in codes.items()}
+        self._sparse = {layer: csr_matrix(np.array(code).reshape(-1, code.shape[-1])) for layer, code in codes.items()}
+
+    def __getitem__(self, layer: int) -> mx.array:
+        return mx.array(self._sparse[layer].toarray()).reshape(self._shapes[layer])
+
+    def summed(self, layer: int) -> np.ndarray:
+        """(F,) over all positions."""
+        return np.asarray(self._sparse[layer].sum(axis=0, dtype=np.float64)).ravel()
+
+
 @dataclass(frozen=True)
 class Passes:
     """Prompts with their answers, and the dictionaries; activation {layer: (F,)} summed over positions, mean of texts.
 
     foils: tokens that answers are told from: those given, else the other texts' answers, else the whole vocabulary.
-    codes: {layer: (b, length, F)} for each batch.
+    codes: those of each batch.
     """
 
     model: LanguageModel
@@ -61,7 +77,7 @@ class Passes:
     texts: tuple[str, ...]
     foils: mx.array
     batches: list[Batch]
-    codes: list[dict[int, mx.array]]
+    codes: list[BatchCodes]
     activation: dict[int, np.ndarray] = field(default_factory=dict)
 
     @classmethod
@@ -105,8 +121,7 @@ class Passes:
             given = list(range(model.vocab_size))
         passes = cls(model, dict(saes), texts, mx.array(given), batches, codes)
         for layer in saes:
-            total = sum(np.array(mx.sum(code[layer], axis=(0, 1))).astype(np.float64) for code in codes)
-            passes.activation[layer] = np.asarray(total) / len(texts)
+            passes.activation[layer] = np.sum([code.summed(layer) for code in codes], axis=0) / len(texts)
             if not passes.activation[layer].any():
                 raise DataError(f"layer {layer}: no feature fires on these texts")
         return passes
@@ -155,7 +170,7 @@ def _first_token(model: LanguageModel, answer: str) -> int:
 
 def _read(
     model: LanguageModel, saes: Mapping[int, Dictionary], ids: list, wanted: list[int] | None, skipped: int
-) -> tuple[Batch, dict[int, mx.array]]:
+) -> tuple[Batch, BatchCodes]:
     tokens = padded(ids)
     place = np.arange(tokens.shape[1])
     lengths = np.array([len(i) for i in ids])
@@ -174,7 +189,7 @@ def _read(
     batch = replace(batch, answers=answers)
     codes = {layer: _code(d, run.activations) * mask for layer, d in saes.items()}
     mx.eval(codes, answers)
-    return replace(batch, log_probabilities=np.array(batch.answered(run.logits)).astype(np.float64)), codes
+    return replace(batch, log_probabilities=np.array(batch.answered(run.logits)).astype(np.float64)), BatchCodes(codes)
 
 
 def _code(dictionary: Dictionary, activations: Mapping[Site, mx.array]) -> mx.array:
@@ -225,13 +240,14 @@ def edge_attributions(passes: Passes, source: int, target: int, features: Sequen
     reads = passes.saes[target].config.read_sites
     out = np.zeros((passes.saes[source].n_features, len(features)))
     for batch, codes in zip(passes.batches, passes.codes, strict=True):
+        code = codes[source]
         for j, feature in enumerate(features):
 
             def fired(run: Any, batch: Batch = batch, feature: int = feature) -> mx.array:
                 return mx.sum((_code(passes.saes[target], run.activations) * batch.mask)[..., feature])
 
             gradients = _gradients(passes, batch, source, fired, reads)
-            out[:, j] += _attributed(passes.saes[source], codes[source], gradients)
+            out[:, j] += _attributed(passes.saes[source], code, gradients)
     return out / len(passes.texts)
 
 

@@ -177,9 +177,8 @@ def _auc_by_chance(
     auc, fires = np.empty(len(candidates)), np.empty(len(candidates))
     for j, feature in enumerate(candidates):
         edges, counts = known.histogram(int(feature))
-        above = np.append(np.cumsum(counts[::-1])[::-1], 0) / max(
-            known.n_tokens, 1
-        )  # share of tokens from each edge on
+        reached = np.append(np.cumsum(counts[::-1])[::-1], 0)  # tokens on which it reaches each edge
+        above = reached / known.n_tokens
         chance = np.interp(values[:, j], edges, above) if edges[-1] > 0 else np.zeros(len(values))
         nothing = (1 - above[0]) ** lengths
         auc[j] = np.where(values[:, j] > 0, (1 - chance) ** lengths, nothing / 2).mean()
