@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hubsae import relations, tokens
-from hubsae.activations import Chunks, Models, as_models, harvest, read_chunks
+from hubsae.activations import Models, as_models, harvest, read_chunks
 from hubsae.dictionary import Dictionary
 from hubsae.errors import ConfigError, DataError
 from hubsae.feature_file import MAX_VALUES, MAX_WIDTH
@@ -126,7 +126,9 @@ def survey(
         **relations.similar(as_numpy(dictionary.W_dec), config.neighbours),
         **token_weights(dictionary, models, np.flatnonzero(firing.n_active), config.promoted_tokens),
     }
-    features = measured(dictionary, firing, n_documents=len(documents), data=data or _name(texts), **columns)
+    features = measured(
+        dictionary, firing, n_documents=len(documents), data=data or f"{len(documents):,} texts", **columns
+    )
     features.info.update(_info(columns, models, number, dictionary, config))
     features.info["sampled_rows"] = sample.code.shape[0]
     return Survey(features, sample.code)
@@ -244,12 +246,6 @@ def _vocabulary(model: LanguageModel, columns: dict, names: Sequence[str]) -> di
     """Texts of the token ids in some columns."""
     used = np.unique(np.concatenate([np.unique(columns[name]) for name in names if name in columns]))
     return {str(i): text for i, text in tokens.token_texts(model.tokenizer, used[used >= 0].tolist()).items()}
-
-
-def _name(texts: Any) -> str:
-    if isinstance(texts, Chunks):
-        return f"{len(texts):,} pieces of text"
-    return f"{len(texts):,} texts" if hasattr(texts, "__len__") else "a stream of texts"
 
 
 def _bar(progress: bool, total: int | None) -> Any:
