@@ -13,7 +13,7 @@ from hubsae.errors import ConfigError, DataError
 from hubsae.lm import LanguageModel, padded
 from hubsae.sites import Site
 from hubsae.steer import increments
-from hubsae.tokens import callable_tokenizer
+from hubsae.tokens import callable_tokenizer, special_ids
 
 _VALUES_AT_ONCE = 1 << 24
 
@@ -58,6 +58,11 @@ class BatchCodes:
 
     def __getitem__(self, layer: int) -> mx.array:
         return mx.array(self._sparse[layer].toarray()).reshape(self._shapes[layer])
+
+    def of(self, layer: int, features: Sequence[int]) -> mx.array:
+        """(b, length, m) of some features."""
+        columns = self._sparse[layer].tocsc()[:, list(features)].toarray()
+        return mx.array(columns).reshape(*self._shapes[layer][:-1], len(features))
 
     def summed(self, layer: int) -> np.ndarray:
         """(F,) over all positions."""
@@ -176,8 +181,7 @@ def _read(
     lengths = np.array([len(i) for i in ids])
     taken = (place >= skipped) & (place < lengths[:, None])
     if any(d.config.token_config().skip_special for d in saes.values()):
-        special = sorted(set(getattr(callable_tokenizer(model.tokenizer), "all_special_ids", ())))
-        taken &= ~np.isin(tokens, special)
+        taken &= ~np.isin(tokens, special_ids(model.tokenizer))
     if not taken.any(axis=1).all():
         raise DataError("a text has no tokens that the dictionaries read; give longer texts")
     mask = mx.array(taken[..., None].astype(np.float32))
@@ -256,17 +260,15 @@ def ablated(
 ) -> Ablated:
     """What is lost when features of a layer are set to 0 everywhere, the reconstruction error kept."""
     dictionary = passes.saes[layer]
-    chosen = mx.array(np.array(features, np.int32))
-    rows = dictionary.W_dec[chosen].astype(mx.float32)
+    rows = dictionary.W_dec[mx.array(np.array(features, np.int32))].astype(mx.float32)
     reads = () if target is None else passes.saes[target].config.read_sites
     lost, answers = np.zeros(len(wanted)), []
     for batch, codes in zip(passes.batches, passes.codes, strict=True):
-        own = mx.take(codes[layer], chosen, axis=-1)
-        added = increments(dictionary, -(own @ rows))
+        added = increments(dictionary, -(codes.of(layer, features) @ rows))
         run = _changed(passes, batch, added, reads)
         if target is not None:
             after = _code(passes.saes[target], run.activations) * batch.mask
-            difference = mx.take(codes[target] - after, mx.array(np.array(wanted, np.int32)), axis=-1)
+            difference = codes.of(target, wanted) - mx.take(after, mx.array(np.array(wanted, np.int32)), axis=-1)
             lost += np.array(mx.sum(difference, axis=(0, 1))).astype(np.float64)
         answers.append(np.array(batch.answered(run.logits)).astype(np.float64))
     return Ablated(lost / len(passes.texts), np.concatenate(answers))

@@ -138,6 +138,11 @@ class DictionaryConfig:
         return parse_sites(self.writes)
 
     @property
+    def first_model(self) -> int:
+        """The first of the models that it reads, whose tokens its rows are shown by."""
+        return min(site.model for site in self.read_sites)
+
+    @property
     def write_columns(self) -> dict[Site, slice]:
         """The columns of y that each written site takes."""
         return columns(self.write_sites, self.write_widths)

@@ -115,7 +115,7 @@ def _by_text(codes: Codes) -> tuple[np.ndarray, np.ndarray, Any]:
 
     def token(feature: int, models: Any, dictionary: Dictionary) -> str:
         row = int(codes.matrix[:, [feature]].toarray()[:, 0].argmax())
-        number = min(site.model for site in dictionary.config.read_sites)
+        number = dictionary.config.first_model
         chunk = codes.chunks[codes.chunk[row]].of(number)
         return models[number].token_to_str(int(chunk.ids[codes.position[row]]))
 

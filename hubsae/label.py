@@ -22,7 +22,7 @@ from hubsae.labelers import Labeler, ask
 from hubsae.lm import LanguageModel
 from hubsae.settings import as_type
 from hubsae.tables import Shown, Table, plain
-from hubsae.tokens import callable_tokenizer
+from hubsae.tokens import special_ids
 
 _POOL = 1024
 _TEXTS_A_QUESTION = 10
@@ -284,8 +284,7 @@ def text_of(example: Example, special: frozenset[int]) -> str:
 
 
 def _special_ids(dictionary: Dictionary, models: Sequence[LanguageModel]) -> frozenset[int]:
-    tokenizer = callable_tokenizer(models[min(s.model for s in dictionary.config.read_sites)].tokenizer)
-    return frozenset(getattr(tokenizer, "all_special_ids", ()))
+    return frozenset(special_ids(models[dictionary.config.first_model].tokenizer).tolist())
 
 
 def _label(task: Task, labeler: Labeler) -> str:

@@ -36,18 +36,23 @@ def together(code: Any, features: np.ndarray | None = None) -> Iterator[tuple[sl
         yield part, (columns[:, part].T.tocsr() @ fires)
 
 
-def cofiring(code: Any, n: int = 8) -> dict[str, np.ndarray]:
-    """(F, n) columns `cofiring_ids` (-1 where there are fewer), `_phi` and `_counts`: those with the largest phi."""
-    n_rows, n_features = code.shape
-    fired = np.bincount(code.indices, minlength=n_features)
-    ids, counts = np.full((n_features, n), -1, np.int32), np.zeros((n_features, n), np.int32)
-    scores = np.zeros((n_features, n), np.float32)
+def _phis(code: Any) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """For blocks of features: row, column, count and phi of the pairs that fire together often enough."""
+    fired = np.bincount(code.indices, minlength=code.shape[1])
     for part, both in together(code):
         both = both.tocoo()
         row, column, count = both.row + part.start, both.col, both.data
         kept = (row != column) & (count >= LEAST_TOGETHER)
         row, column, count = row[kept], column[kept], count[kept]
-        score = phi(count, fired[row], fired[column], n_rows)
+        yield row, column, count, phi(count, fired[row], fired[column], code.shape[0])
+
+
+def cofiring(code: Any, n: int = 8) -> dict[str, np.ndarray]:
+    """(F, n) columns `cofiring_ids` (-1 where there are fewer), `_phi` and `_counts`: those with the largest phi."""
+    n_features = code.shape[1]
+    ids, counts = np.full((n_features, n), -1, np.int32), np.zeros((n_features, n), np.int32)
+    scores = np.zeros((n_features, n), np.float32)
+    for row, column, count, score in _phis(code):
         order = np.lexsort((column, -score, row))
         row, column, count, score = (a[order] for a in (row, column, count, score))
         rank = np.arange(len(row)) - np.searchsorted(row, row)
@@ -62,21 +67,27 @@ def _directions(rows: np.ndarray) -> np.ndarray:
     return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
 
 
-def similar(rows: np.ndarray, n: int = 8) -> dict[str, np.ndarray]:
-    """(F, d) decoder rows -> (F, n) columns `similar_ids` and `similar_cosine`: those with the largest cosine."""
-    if len(rows) == 1:
-        return {"similar_ids": np.full((1, n), -1, np.int32), "similar_cosine": np.zeros((1, n), np.float32)}
+def _cosines(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """For blocks of rows (F, d): (b, F) cosines with all, -1 with themselves; each is good until the next."""
     directions = _directions(rows)
     transposed, scratch = np.ascontiguousarray(directions.T), Scratch()
-    ids, cosines = [], []
     for part in _blocks(len(rows), len(rows)):
         cosine = product(directions[part], transposed, scratch)
         own = np.arange(part.start, part.stop)
         cosine[own - part.start, own] = -1
+        yield cosine
+        scratch.free()
+
+
+def similar(rows: np.ndarray, n: int = 8) -> dict[str, np.ndarray]:
+    """(F, d) decoder rows -> (F, n) columns `similar_ids` and `similar_cosine`: those with the largest cosine."""
+    if len(rows) == 1:
+        return {"similar_ids": np.full((1, n), -1, np.int32), "similar_cosine": np.zeros((1, n), np.float32)}
+    ids, cosines = [], []
+    for cosine in _cosines(rows):
         places, values = choose.largest(cosine, min(n, len(rows) - 1)).ranked(n)
         ids.append(np.where(values[:, :n] > 0, places[:, :n], -1))
         cosines.append(values[:, :n].copy())
-        scratch.free()
     return {"similar_ids": np.concatenate(ids), "similar_cosine": np.concatenate(cosines)}
 
 
@@ -95,35 +106,24 @@ def phi_to(code: Any, feature: int) -> tuple[np.ndarray, np.ndarray]:
 
 def decoder_pairs(rows: np.ndarray, least: float) -> Any:
     """(F, F) CSR of the cosines of decoder rows that are at least `least`, without the diagonal."""
-    directions = _directions(rows)
-    transposed, scratch = np.ascontiguousarray(directions.T), Scratch()
     parts = []
-    for part in _blocks(len(rows), len(rows)):
-        cosine = product(directions[part], transposed, scratch)
-        own = np.arange(part.start, part.stop)
-        cosine[own - part.start, own] = -1
+    for cosine in _cosines(rows):
         parts.append(choose.above(cosine, np.nextafter(np.float32(least), np.float32(-1))))
         _refuse_many(sum(len(p.indices) for p in parts), least)
-        scratch.free()
     found = choose.Places.joined(parts, len(rows))
     return scipy.sparse.csr_matrix((found.values, found.indices, found.starts), (len(rows), len(rows)))
 
 
 def cofiring_pairs(code: Any, least: float) -> Any:
     """(F, F) CSR of the phi of features that is at least `least`, without the diagonal."""
-    n_rows, n_features = code.shape
-    fired = np.bincount(code.indices, minlength=n_features)
-    parts, total = [], 0
-    for part, both in together(code):
-        both = both.tocoo()
-        row = both.row + part.start
-        score = phi(both.data, fired[row], fired[both.col], n_rows)
-        kept = (row != both.col) & (both.data >= LEAST_TOGETHER) & (score >= least)
-        shape = (both.shape[0], n_features)
-        parts.append(scipy.sparse.csr_matrix((score[kept], (both.row[kept], both.col[kept])), shape))
-        total += int(kept.sum())
-        _refuse_many(total, least)
-    return scipy.sparse.vstack(parts, format="csr")
+    n_features = code.shape[1]
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for row, column, _, score in _phis(code):
+        kept = score >= least
+        parts.append((row[kept], column[kept], score[kept]))
+        _refuse_many(sum(len(scores) for *_, scores in parts), least)
+    rows, columns, scores = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return scipy.sparse.csr_matrix((scores, (rows, columns)), (n_features, n_features))
 
 
 def star_clusters(pairs: Any, members: np.ndarray) -> list[np.ndarray]:

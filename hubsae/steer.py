@@ -28,7 +28,7 @@ class Change:
     target: mx.array
     is_set: mx.array
 
-    @property
+    @cached_property
     def is_constant(self) -> bool:
         """Whether z' - z is the same for every row, so that no code is needed."""
         return bool(mx.all(self.factor == 1).item()) and not bool(mx.any(self.is_set).item())
@@ -156,23 +156,18 @@ def _in_order(dictionary: Dictionary) -> dict[Site, slice]:
     return dict(sorted(dictionary.config.write_columns.items(), key=lambda pair: place(pair[0])))
 
 
-class _Combined(Mapping[Site, Any]):
-    """Interventions that act one after the other where they meet at a site."""
+class _Edits(Mapping[Site, Any]):
+    """Functions by site, made by `_edits`; `items`, which a model asks for, makes them and what they remember anew."""
 
-    def __init__(self, *parts: Mapping[Any, Any]):
-        self._parts = parts
+    def _edits(self) -> dict[Site, Any]:
+        raise NotImplementedError(f"{type(self).__name__} has to say what its edits are")
 
     def items(self) -> Any:
-        """(site, function), with what a pass remembers made anew."""
-        chains: dict[Site, list] = {}
-        for part in self._parts:
-            for site, function in part.items():
-                chains.setdefault(Site.parse(site), []).append(function)
-        return {site: fs[0] if len(fs) == 1 else _Chain(fs) for site, fs in chains.items()}.items()
+        return self._edits().items()
 
     @cached_property
     def _shared(self) -> dict[Site, Any]:
-        return dict(self.items())
+        return self._edits()
 
     def __getitem__(self, site: Any) -> Any:
         return self._shared[Site.parse(site)]
@@ -184,10 +179,24 @@ class _Combined(Mapping[Site, Any]):
         return len(self._shared)
 
     def __or__(self, other: Mapping[Any, Any]) -> "_Combined":
-        return _Combined(*self._parts, other)
+        return _Combined(self, other)
 
     def __ror__(self, other: Mapping[Any, Any]) -> "_Combined":
-        return _Combined(other, *self._parts)
+        return _Combined(other, self)
+
+
+class _Combined(_Edits):
+    """Interventions that act one after the other where they meet at a site."""
+
+    def __init__(self, *parts: Mapping[Any, Any]):
+        self._parts = parts
+
+    def _edits(self) -> dict[Site, Any]:
+        chains: dict[Site, list] = {}
+        for part in self._parts:
+            for site, function in part.items():
+                chains.setdefault(Site.parse(site), []).append(function)
+        return {site: fs[0] if len(fs) == 1 else _Chain(fs) for site, fs in chains.items()}
 
 
 class _Chain:
@@ -205,7 +214,7 @@ class _Chain:
 
 
 @dataclass(eq=False)
-class Intervention(Mapping[Site, Any]):
+class Intervention(_Edits):
     """Edits for `trace(text, interventions=...)` and `generate`, by site: x + decode(z') - decode(z).
 
     What is added whatever the code is acts at every written site; the rest needs the code, which is read in the same
@@ -253,6 +262,11 @@ class Intervention(Mapping[Site, Any]):
         return bool(mx.any(self.change.shift != 0).item())
 
     @cached_property
+    def skipped(self) -> int:
+        """First positions of a text that stay as they are."""
+        return self.dictionary.config.token_config().skip_positions
+
+    @cached_property
     def writes(self) -> dict[Site, slice]:
         """The written sites of the model, in the order of a pass, with their columns."""
         return {site: part for site, part in _in_order(self.dictionary).items() if site.model == self.model}
@@ -263,35 +277,12 @@ class Intervention(Mapping[Site, Any]):
         row = mx.where(self.change.is_set, 0, self.change.shift) @ self.dictionary.W_dec.astype(mx.float32)
         return increments(self.dictionary, row)
 
-    def items(self) -> Any:
-        """(site, function), with what a pass remembers made anew."""
-        return self._edits().items()
-
     def _edits(self) -> dict[Site, Any]:
         sites = list(self.writes)
         if not self.change.is_constant:
             sites = list(dict.fromkeys((*self.dictionary.config.read_sites, *sites)))
         state = _Pass(self)
         return {site.of(0): _Edit(state, site) for site in sites}
-
-    @cached_property
-    def _shared(self) -> dict[Site, Any]:
-        return self._edits()
-
-    def __getitem__(self, site: Any) -> Any:
-        return self._shared[Site.parse(site)]
-
-    def __iter__(self) -> Iterator[Site]:
-        return iter(self._shared)
-
-    def __len__(self) -> int:
-        return len(self._shared)
-
-    def __or__(self, other: Mapping[Any, Any]) -> _Combined:
-        return _Combined(self, other)
-
-    def __ror__(self, other: Mapping[Any, Any]) -> _Combined:
-        return _Combined(other, self)
 
 
 class _Pass:
@@ -339,7 +330,7 @@ class _Pass:
 
     def _put(self, x: mx.array, added: mx.array, start: int) -> mx.array:
         """x + added at the positions that the dictionary takes."""
-        skipped = self._own.dictionary.config.token_config().skip_positions
+        skipped = self._own.skipped
         changed = (x.astype(mx.float32) + added.astype(mx.float32)).astype(x.dtype)
         if start >= skipped:
             return changed

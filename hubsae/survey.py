@@ -1,7 +1,7 @@
 """One pass over texts that serves all features of a dictionary: numbers, examples, neighbours, promoted tokens."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,7 @@ def survey(
     top = Kept(dictionary.n_features, config.top_examples, *around)
     random = Kept(dictionary.n_features, config.random_examples, *around)
     sample = RowSample(config.sampled_rows, rng)
-    number = min(site.model for site in c.read_sites)  # whose tokens are shown
+    number = c.first_model  # whose tokens are shown
     documents: set[int] = set()
     with _bar(progress, max_tokens) as bar:
         for group in tokens.groups(stream, c.d_in, min(64 << 20, 4 * c.d_in * _ROWS_AT_ONCE)):
@@ -188,8 +188,6 @@ def site_norms(dictionary: Dictionary) -> np.ndarray:
 def _chunks(
     dictionary: Dictionary, models: Sequence[LanguageModel], texts: Any, max_tokens: int | None, text_column: str
 ) -> Iterator[Chunk]:
-    from dataclasses import replace
-
     config = replace(dictionary.config.token_config(), text_column=text_column)
     stream = read_chunks(models, texts, config)
     return stream if max_tokens is None else tokens.take_rows(stream, max_tokens)

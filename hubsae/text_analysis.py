@@ -152,7 +152,7 @@ def analyze_text(
     """Which features fire on every token of a text."""
     check_top_k(top_k)
     codes = encode_texts(dictionary, models, [text])
-    number = min(site.model for site in dictionary.config.read_sites)
+    number = dictionary.config.first_model
     shown = [chunk.of(number) for chunk in codes.chunks]
     starts = np.concatenate([[0], np.cumsum([len(chunk.ids) for chunk in shown])])
     place = starts[codes.chunk] + codes.position

@@ -149,6 +149,11 @@ def callable_tokenizer(tokenizer: Any) -> Any:
     return tokenizer if callable(tokenizer) else getattr(tokenizer, "_tokenizer", tokenizer)
 
 
+def special_ids(tokenizer: Any) -> np.ndarray:
+    """Ids of the special tokens (BOS, EOS ...), rising."""
+    return np.array(sorted(set(getattr(callable_tokenizer(tokenizer), "all_special_ids", ()))), np.int64)
+
+
 def chunks(texts: Iterable[str], tokenizer: Any, config: TokenConfig, context: int) -> Iterator[Chunk]:
     """Chunks of at most `context` tokens in the order of the texts; chunks without any row are left out."""
     encode = callable_tokenizer(tokenizer)
@@ -164,7 +169,7 @@ def chunks(texts: Iterable[str], tokenizer: Any, config: TokenConfig, context: i
 
 def _encode(tokenizer: Any, strings: tuple[str, ...], config: TokenConfig, context: int):
     """(index of the text, ids, mask of special tokens) for every chunk."""
-    special_ids = np.array(sorted(set(getattr(tokenizer, "all_special_ids", ()))), np.int64)
+    special = special_ids(tokenizer)
     if getattr(tokenizer, "is_fast", False):
         encoded = tokenizer(
             list(strings),
@@ -188,7 +193,7 @@ def _encode(tokenizer: Any, strings: tuple[str, ...], config: TokenConfig, conte
     for i, ids in pairs:
         array = np.asarray(ids, np.int32)
         if len(array):
-            yield i, array, np.isin(array, special_ids)
+            yield i, array, np.isin(array, special)
 
 
 def by_document(stream: Iterable[Chunk]) -> Iterator[list[Chunk]]:
