@@ -10,6 +10,7 @@ import numpy as np
 from hubsae import diffing, evaluate
 from hubsae.activations import site_product
 from hubsae.activations import width as width_of
+from hubsae.dashboard.methods import WithDashboard
 from hubsae.dictionary import Dictionary
 from hubsae.diffing import LatentScaling
 from hubsae.errors import ConfigError, SiteError
@@ -17,7 +18,6 @@ from hubsae.evaluate import Evaluation
 from hubsae.fit import Run, fit, swept, wanted
 from hubsae.identity import Check, Difference, check_policy
 from hubsae.lm import LanguageModel
-from hubsae.questions import Questions
 from hubsae.recipe import CrosscoderConfig, SAEConfig, TranscoderConfig
 from hubsae.report import ReportTo
 from hubsae.settings import as_type
@@ -25,7 +25,7 @@ from hubsae.sites import Site, parse_sites
 from hubsae.tokens import TokenConfig
 
 
-class BoundDictionary(Questions):
+class BoundDictionary(WithDashboard):
     """A dictionary with what can be asked of it together with its language model or models, `models` when bound."""
 
     models: tuple[LanguageModel, ...] = ()

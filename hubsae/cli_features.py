@@ -1,4 +1,4 @@
-"""Verbs that ask what features mean: `features`, `feature`, `steer`, `circuits`, `label`."""
+"""Verbs that ask what features mean: `features`, `feature`, `dashboard`, `steer`, `circuits`, `label`."""
 
 import argparse
 from pathlib import Path
@@ -14,11 +14,23 @@ def add(commands: Any) -> None:
     features = command(commands, "features", _features, "what all features do on texts; without texts, what is known")
     _add_analysis(features)
     features.add_argument("--max-tokens", type=int, help="stop after so many tokens")
-    features.add_argument("--replace", action="store_true", help="also where what is known comes from more tokens")
+    _add_replace(features)
 
     feature = command(commands, "feature", _feature, "one feature: examples, promoted tokens, neighbours")
     _add_analysis(feature)
     feature.add_argument("feature", type=int, help="its number")
+
+    dashboard = command(commands, "dashboard", _dashboard, "a site of its features: served here, written, or published")
+    _add_analysis(dashboard)
+    _add_replace(dashboard)
+    dashboard.add_argument("--live", action="store_true", help="load its recorded model, to type texts and to steer")
+    dashboard.add_argument("--text", action="append", help="a text to show as a heat map; may be repeated")
+    dashboard.add_argument("--title", help="what the site is called (default: the dictionary's name)")
+    dashboard.add_argument("--port", type=int, default=8080, help="on this machine (default: 8080; 0: any free one)")
+    dashboard.add_argument("--no-browser", action="store_true", help="only print the address")
+    dashboard.add_argument("--export", metavar="DIR", help="write the site into this folder instead of serving it")
+    dashboard.add_argument("--push", metavar="OWNER/NAME", help="publish it as a static Space instead of serving it")
+    dashboard.add_argument("--private", action="store_true", default=None, help="make a new Space private")
 
     steer = command(commands, "steer", _steer, "what the model says with features changed, beside what it says without")
     add_dictionary(steer)
@@ -69,6 +81,10 @@ def _add_analysis(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", help="folder to save the dictionary with its features to")
 
 
+def _add_replace(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--replace", action="store_true", help="also where what is known comes from more tokens")
+
+
 def _strengths(text: str) -> dict[int, float]:
     try:
         pairs = [(int(feature), float(value)) for feature, value in (part.split("=") for part in text.split(","))]
@@ -84,15 +100,17 @@ def _analysed(options: argparse.Namespace, **limits: Any) -> Any:
     if not options.texts:
         return bound(options) if options.model else load(options)
     dictionary = bound(options)
-    name = Path(options.texts).name if Path(options.texts).is_file() else options.texts
-    dictionary.feature_statistics(texts(options), dataset_name=name, progress=True, **limits)
+    _analyse(dictionary, texts(options), options, **limits)
     return dictionary
 
 
-def _features(options: argparse.Namespace) -> None:
-    known = load(options).annotations() if options.texts else None
-    dictionary = _analysed(options, max_tokens=options.max_tokens)
-    print(dictionary.features)
+def _analyse(dictionary: Any, dataset: Any, options: argparse.Namespace, **limits: Any) -> None:
+    name = Path(options.texts).name if Path(options.texts).is_file() else options.texts
+    dictionary.feature_statistics(dataset, dataset_name=name, progress=True, **limits)
+
+
+def _keep(dictionary: Any, known: Any, options: argparse.Namespace) -> None:
+    """Save what was found, where that is asked for or nothing larger is lost; known: what was known before."""
     folder = dictionary.source.name if dictionary.source.revision is None else None
     if options.out:
         dictionary.save(options.out)
@@ -106,6 +124,34 @@ def _features(options: argparse.Namespace) -> None:
     else:
         dictionary.features.save(folder)
         print(f"features.parquet written to {folder}")
+
+
+def _features(options: argparse.Namespace) -> None:
+    known = load(options).annotations() if options.texts else None
+    dictionary = _analysed(options, max_tokens=options.max_tokens)
+    print(dictionary.features)
+    _keep(dictionary, known, options)
+
+
+def _dashboard(options: argparse.Namespace) -> None:
+    dictionary = bound(options) if options.live or options.model or options.texts or options.text else load(options)
+    dataset = texts(options) if options.texts else None
+    if dataset is not None:
+        known = dictionary.annotations()
+        _analyse(dictionary, dataset, options)
+        _keep(dictionary, known, options)
+    given = {"texts": options.text, "title": options.title}
+    if options.export:
+        print(f"written to {dictionary.export_dashboard(options.export, dataset, progress=True, **given)}")
+    if options.push:
+        commit = dictionary.push_dashboard(options.push, dataset, private=options.private, progress=True, **given)
+        print(commit.commit_url)
+    if not options.export and not options.push:
+        dictionary.dashboard(dataset, options.port, open_browser=not options.no_browser, say=_say, **given)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # the address is wanted before the server ends
 
 
 def _feature(options: argparse.Namespace) -> None:

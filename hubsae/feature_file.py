@@ -7,6 +7,7 @@ shown or any memory is asked for by its word.
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ class FeatureFile(Mapping[str, Any]):
         self.info = self._checked_info(info)
         self._names = self._checked_names(schema)
         self._read: dict[str, Any] = {}
+        self._lock = threading.Lock()
 
     def _checked_info(self, info: Any) -> dict:
         if not isinstance(info, dict) or not isinstance(info.get("version"), int):
@@ -151,9 +153,10 @@ class FeatureFile(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name not in self._names:
             raise KeyError(name)
-        if name not in self._read:
-            self._read[name] = self._column(name)
-        return self._read[name]
+        with self._lock:  # several threads may ask, and the file's reader is for one
+            if name not in self._read:
+                self._read[name] = self._column(name)
+            return self._read[name]
 
     def _column(self, name: str) -> Any:
         import pyarrow as pa

@@ -260,13 +260,17 @@ class Features(Shown):
         if not self.has_examples:
             raise DataError("no examples are known yet; call feature_statistics(texts) first")
         prefix = "top" if kind == "top" else "random"
-        values = self.columns[f"{prefix}_value"][feature]
+        return [self._example(prefix, feature, place) for place in self.places(feature, kind, n)]
+
+    def places(self, feature: int, kind: Kind, n: int | None = None) -> list[int]:
+        """Which of the `top_` or `random_` columns' examples `examples` gives, in its order."""
+        values = self.columns["top_value" if kind == "top" else "random_value"][feature]
         found = np.flatnonzero(values > 0)
         n = len(found) if n is None else min(n, len(found))
         if kind == "quantile" and n:
             ranked = found[np.argsort(-values[found], kind="stable")]
             found = ranked[((np.arange(n) + 0.5) * len(ranked) / n).astype(int)]
-        return [self._example(prefix, feature, int(place)) for place in found[:n]]
+        return found[:n].tolist()
 
     def _example(self, prefix: str, feature: int, place: int) -> Example:
         column = {name: self.columns[f"{prefix}_{name}"][feature] for name in ("value", "document", "at")}
@@ -314,14 +318,28 @@ class Features(Shown):
         pairs = zip(*(self.columns[name][feature] for name in ("similar_ids", "similar_cosine")), strict=True)
         return [Neighbour(int(i), float(cosine)) for i, cosine in pairs if i >= 0]
 
+    @cached_property
+    def _top_ids(self) -> np.ndarray:
+        """(F, at most 5) ids of the tokens at which the largest values are, -1 where there are fewer."""
+        at, value = self.columns["top_at"], self.columns["top_value"]
+        n = min(at.shape[1], 5)
+        windows = self.columns["top_tokens"].reshape(len(at), at.shape[1], -1)[:, :n]
+        ids = np.take_along_axis(windows, at[:, :n, None].astype(np.int64), axis=2)[..., 0]
+        if (ids[value[:, :n] > 0] < 0).any():
+            raise ArtifactError("examples of features are damaged: tokens lie outside of their texts")
+        return np.where(value[:, :n] > 0, ids, -1)
+
+    def top_tokens(self, feature: int) -> list[str]:
+        """The tokens it fires on most strongly, each once, spaces around them left out; empty without examples."""
+        if not self.has_examples or not self.n_active[self.check(feature)]:
+            return []
+        tokens = (self.vocabulary.get(i, "�").strip() for i in self._top_ids[feature].tolist() if i >= 0)
+        return list(dict.fromkeys(token for token in tokens if token))
+
     def name(self, feature: int) -> str:
         """A few words for a table: its label, else the tokens it fires on most."""
-        if label := self.label(feature):
-            return label.text
-        if not self.has_examples or not self.n_active[feature]:
-            return ""
-        tokens = dict.fromkeys(e.tokens[e.at].strip() for e in self.examples(feature, "top", 5))
-        return " | ".join(token for token in tokens if token)
+        label = self.label(feature)
+        return label.text if label else " | ".join(self.top_tokens(feature))
 
     def tables(self) -> list[Table]:
         alive = np.flatnonzero(~self.dead)

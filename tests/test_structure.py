@@ -51,6 +51,12 @@ attribution concepts survey text_analysis label
 circuits neighbours feature_search
 questions
 fit
+dashboard.shards
+dashboard.feature_data
+dashboard.page_data
+dashboard.build
+dashboard.live dashboard.server dashboard.space
+dashboard.methods
 api
 demo.world
 demo.templates

@@ -1,0 +1,1 @@
+"""A site of a dictionary to look at: static files, the same from a folder, a local server and a Space."""

@@ -1,0 +1,112 @@
+"""A dashboard as a static Space on the Hub, with its card; one commit a push."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, SpaceCardData, hf_hub_download
+
+from hubsae import render
+from hubsae.dashboard.build import Dashboard
+from hubsae.dashboard.page_data import HUB, Side
+from hubsae.errors import ConfigError, HubError
+from hubsae.hub_client import hub_api, hub_errors
+from hubsae.store import CARD
+from hubsae.tables import plain
+
+_TEMPLATE = "dashboard.md"
+
+
+def push(
+    dashboard: Dashboard,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    create_pr: bool | None = None,
+    card: render.CardPolicy = "merge",
+    commit_message: str = "Push a dashboard with hubsae",
+    progress: bool = False,
+) -> CommitInfo:
+    """Publish a dashboard as a static Space in one commit; creates the Space where it is missing.
+
+    What an earlier dashboard there had and this one has not is removed. A card that people edited is kept as `card`
+    says. Raises `HubError`, also for a Space that is no static one, and for a public one where `private` is wanted.
+    """
+    api = hub_api(token)
+    with hub_errors(repo_id):
+        repo_id = api.create_repo(
+            repo_id, repo_type="space", space_sdk="static", private=private, exist_ok=True
+        ).repo_id
+        info = api.space_info(repo_id)
+        if info.sdk not in (None, "static"):
+            raise HubError(
+                f"{repo_id} is a Space of the kind {info.sdk}; a dashboard needs a static one. Nothing was sent"
+            )
+        if private and not info.private:
+            raise HubError(f"{repo_id} exists and is public; private=True does not change that. Nothing was sent")
+        files = {file.rfilename for file in info.siblings or []}
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = dashboard.write(Path(temporary, "site"), progress)
+            old = None
+            if CARD in files and not _is_new(files):
+                path = hf_hub_download(repo_id, CARD, repo_type="space", revision=info.sha, token=token)
+                old = Path(path).read_text(encoding="utf-8", errors="replace")
+            (folder / CARD).write_text(render.merge(old, make_card(dashboard), card), encoding="utf-8")
+            return api.upload_folder(
+                repo_id=repo_id,
+                repo_type="space",
+                folder_path=folder,
+                commit_message=commit_message,
+                create_pr=create_pr,
+                parent_commit=info.sha,
+                delete_patterns=["data/*", "style.css"] if _is_new(files) else ["data/*"],
+            )
+
+
+def _is_new(files: set[str]) -> bool:
+    """Whether a Space holds nothing but what the Hub itself puts into a new static one."""
+    return files <= {".gitattributes", CARD, "index.html", "style.css"}
+
+
+def make_card(dashboard: Dashboard) -> str:
+    """The Space's README.md: front matter that the Hub reads, and links to the dictionaries and their models."""
+    sides = [_described(side) for side in dashboard.sides]
+    models = [side["repo"] for side in sides] + [base for side in sides for base in side["bases"]]
+    kinds = sorted({side["kind"] for side in sides})
+    data = SpaceCardData(
+        title=plain(dashboard.title)[:60],
+        sdk="static",
+        app_file="index.html",
+        emoji="🔎",
+        colorFrom="indigo",
+        colorTo="yellow",
+        pinned=False,
+        short_description="Features of a sparse dictionary",
+        tags=["hubsae", "mechanistic-interpretability", *kinds],
+        models=list(dict.fromkeys(model for model in models if model)) or None,
+    )
+    body = render.fill(_TEMPLATE, {"title": plain(dashboard.title), "sides": sides, "hub": HUB})
+    return render.sign(f"---\n{data.to_yaml()}\n---\n\n{body}")
+
+
+def _described(side: Side) -> dict[str, Any]:
+    dictionary, source = side.dictionary, side.dictionary.source
+    published = source is not None and source.revision is not None
+    return {
+        "name": side.name,
+        "kind": {"sae": "sparse-autoencoder"}.get(dictionary.config.kind, dictionary.config.kind),
+        "config": dictionary.config,
+        "features": side.features,
+        "metrics": dictionary.metrics,
+        "repo": source.access.get("repo_id") if published and source else None,
+        "revision": source.revision if source else None,
+        "bases": [base.repo_id for base in dictionary.base_models if base.repo_id],
+    }
+
+
+def check_repo_id(repo_id: Any) -> str:
+    """The name of a Space, owner/name; `ConfigError` for what is none."""
+    if not isinstance(repo_id, str) or not repo_id.strip("/"):
+        raise ConfigError(f"{repo_id!r}: expected the name of a Space, owner/name")
+    return repo_id

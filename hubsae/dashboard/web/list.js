@@ -1,0 +1,162 @@
+// All features: search, order, filters.
+
+const ORDERS = {
+  density: ["fires most often", (f, i) => -f.n[i]],
+  rare: ["fires least often", (f, i) => (f.n[i] ? f.n[i] : Infinity)],
+  max: ["largest value", (f, i) => -f.max[i]],
+  mean: ["typical value", (f, i) => -f.mean[i]],
+  score: ["label score", (f, i) => -(f.scores[i] ?? -1)],
+  share: ["share of the site", (f, i, site) => -(f.shares ? f.shares[site][i] : 0)],
+  id: ["number", (_, i) => i],
+};
+const FILTERS = { q: "", sort: "density", state: "firing", from: "", to: "", score: "", site: "0", share: "" };
+const seenLists = new Map();
+
+async function listPage(side, _, query) {
+  const own = about.sides[side];
+  const f = await loadList(side);
+  const chosen = { ...FILTERS, ...query };
+  const key = `${side}`;
+  const seen = seenLists.get(key) || { chosen: -1, top: 0 };
+  seenLists.set(key, seen);
+  const count = el("output", { class: "count", "aria-live": "polite" });
+  const list = longList({
+    seen, label: "features",
+    address: (i) => link(side, `feature/${i}`),
+    draw: (i) => featureRow(own, f, i),
+  });
+
+  function update(anew) {
+    const found = featuresFor(f, own, chosen);
+    count.textContent = `${number(found.length)} of ${number(own.n_features)}`;
+    const used = Object.fromEntries(Object.entries(chosen).filter(([name, value]) => String(value) !== FILTERS[name]));
+    const address = link(side, "features", used);
+    if (anew) history.replaceState(null, "", address);
+    list.show(found, anew || seen.address !== address);
+    seen.address = address;
+  }
+
+  const bar = filterBar(own, f, chosen, () => update(true));
+  return {
+    title: "Features",
+    class: "wide",
+    body: [el("h1", { class: "hidden" }, "Features"), bar, el("div", { class: "counted" }, count, heads(own)), list.box],
+    ready: () => update(false),
+    key(event) {
+      if (event.target.matches(FIELDS)) {
+        if (event.target.type === "search" && ["ArrowDown", "ArrowUp", "Enter"].includes(event.key)) list.onKey(event);
+        return;
+      }
+      if (event.target !== list.box) list.onKey(event);
+    },
+  };
+}
+
+async function loadList(side) {
+  const f = await load(`${side}/list`);
+  if (!f.search) {
+    const own = about.sides[side];
+    f.scores = Array(own.n_features).fill(null);
+    f.names = f.tokens.map((tokens) => tokens.map((i) => f.strings[i]).join(" | "));
+    f.search = f.names.map((name, i) => [name, ...f.promoted[i].map((k) => f.strings[k])].join("\n").toLowerCase());
+    f.labels = new Map();
+    for (const [i, text, score] of f.labelled) {
+      f.labels.set(i, text);
+      f.scores[i] = score;
+      f.search[i] += `\n${text.toLowerCase()}`;
+    }
+  }
+  return f;
+}
+
+function featuresFor(f, own, { q, sort, state, from, to, score, site, share }) {
+  const wanted = q.toLowerCase().split(/\s+/).filter(Boolean);
+  const limit = (text, scale) => (text === "" || Number.isNaN(Number(text)) ? null : Number(text) * scale);
+  const low = limit(from, own.n_tokens / 100), high = limit(to, own.n_tokens / 100);
+  const least = limit(score, 1), leastShare = limit(share, 0.01);
+  const states = {
+    all: () => true, firing: (i) => f.n[i] > 0, dead: (i) => f.n[i] === 0,
+    labelled: (i) => f.labels.has(i), unlabelled: (i) => f.n[i] > 0 && !f.labels.has(i),
+  };
+  const inState = states[wanted.length && state === "firing" ? "all" : state] || states.all;
+  const fits = (word, i) => f.search[i].includes(word) || String(i) === word.replace(/^#/, "");
+  const found = [];
+  for (let i = 0; i < own.n_features; i++) {
+    if (!inState(i) || (low !== null && f.n[i] < low - 1e-6) || (high !== null && f.n[i] >= high - 1e-6)) continue;
+    if (least !== null && !(f.scores[i] >= least)) continue;
+    if (leastShare !== null && f.shares && f.shares[site][i] < leastShare) continue;
+    if (wanted.every((word) => fits(word, i))) found.push(i);
+  }
+  const rank = (ORDERS[sort] || ORDERS.density)[1];
+  const ranks = Float64Array.from({ length: own.n_features }, (_, i) => rank(f, i, site));
+  const exact = wanted.length === 1 ? Number(wanted[0].replace(/^#/, "")) : NaN;
+  return found.sort((a, b) => (b === exact) - (a === exact) || ranks[a] - ranks[b] || a - b);
+}
+
+function filterBar(own, f, chosen, changed) {
+  const field = (name, input) => {
+    input.addEventListener("input", () => ((chosen[name] = input.value), changed()));
+    return input;
+  };
+  const choice = (name, options) =>
+    field(name, el("select", null, options.map(([value, text]) => el("option", { value, selected: value === chosen[name] }, text))));
+  const amount = (name, hint, most = 100) =>
+    field(name, el("input", { type: "number", inputmode: "decimal", step: "any", min: 0, max: most, value: chosen[name], "aria-label": hint }));
+  const several = own.writes.length > 1 && f.shares;
+  const orders = Object.entries(ORDERS).filter(([name]) => (name !== "share" || several) && (name !== "score" || own.n_labelled));
+  const search = field("q", el("input", { type: "search", id: "search", placeholder: "label, token or number", value: chosen.q, "aria-label": "search" }));
+  const more = el(
+    "details",
+    { open: ["from", "to", "score", "share"].some((name) => chosen[name] !== "") },
+    el("summary", null, "filters"),
+    el(
+      "div",
+      { class: "filters" },
+      el("span", null, "fires on ", amount("from", "fires on at least this percentage of tokens"), " to ", amount("to", "fires on less than this percentage of tokens"), " % of tokens"),
+      own.n_labelled > 0 && el("label", null, "label score at least ", amount("score", "label score at least", 1)),
+      several && el("span", null, choice("site", own.writes.map((s, i) => [String(i), s])), " has at least ", amount("share", "share of the decoder norm"), " % of the decoder norm"),
+    ),
+  );
+  const states = [["firing", "that fire"], ["all", "all"], ["dead", "that never fire"]];
+  if (own.n_labelled) states.push(["labelled", "labelled"], ["unlabelled", "without a label"]);
+  return el(
+    "div",
+    { class: "toolbar", role: "search" },
+    search,
+    el("label", null, "order ", choice("sort", orders.map(([name, [text]]) => [name, text]))),
+    el("label", null, "show ", choice("state", states)),
+    more,
+  );
+}
+
+function heads(own) {
+  return el(
+    "div",
+    { class: "heads", "aria-hidden": "true" },
+    el("span", null, "fires on"),
+    el("span", null, "typical"),
+    el("span", null, "largest"),
+    own.n_labelled > 0 && el("span", null, "score"),
+  );
+}
+
+function featureRow(own, f, i) {
+  const label = f.labels.get(i);
+  return [
+    el("span", { class: "id" }, String(i)),
+    el(
+      "span",
+      { class: "what" },
+      label ? words(label, { class: "name label" }) : words(f.names[i] || (f.n[i] ? "" : "never fires"), { class: f.n[i] ? "name" : "name dead" }),
+      f.before[i] && words(`…${f.before[i]}`, { class: "before" }),
+    ),
+    el("span", { class: "bar" }, el("span", { style: { width: `${densityWidth(f.n[i], own.n_tokens)}%` } })),
+    el("span", { class: "n" }, f.n[i] ? percent(f.n[i] / own.n_tokens) : "–"),
+    el("span", { class: "n" }, number(f.mean[i])),
+    el("span", { class: "n" }, number(f.max[i])),
+    own.n_labelled > 0 && el("span", { class: "n" }, f.scores[i] === null ? "–" : f.scores[i].toFixed(2)),
+  ];
+}
+
+// Logarithmic, from one token to all of them.
+const densityWidth = (n, all) => (n ? Math.max(2, (100 * Math.log(n + 1)) / Math.log(all + 1)) : 0).toFixed(1);

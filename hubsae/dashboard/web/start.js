@@ -1,0 +1,132 @@
+// Addresses, navigation, keys.
+
+const PAGES = {
+  "": overviewPage, features: listPage, feature: featurePage, texts: textsPage, together: togetherPage,
+  circuit: circuitPage, pairs: pairsPage, pair: pairPage, try: tryPage, steer: steerPage,
+};
+const main = document.getElementById("main");
+let about, live, current, visit = 0;
+
+// The address of a page of a dictionary.
+function link(side, page = "", query = {}) {
+  const text = new URLSearchParams(query).toString();
+  return `#/${side ? `of/${side}/` : ""}${page}${text ? `?${text}` : ""}`;
+}
+
+function address() {
+  const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
+  const names = path.split("/").map((name) => decodeURIComponent(name));
+  const side = names[0] === "of" ? Number(names.splice(0, 2)[1]) : 0;
+  return { side, page: names[0] || "", rest: names.slice(1), query: Object.fromEntries(new URLSearchParams(query)) };
+}
+
+async function go() {
+  const own = ++visit;
+  document.body.classList.add("loading");
+  main.setAttribute("aria-busy", "true");
+  let page;
+  try {
+    const { side, page: name, rest, query } = address();
+    if (!Object.hasOwn(PAGES, name) || !about.sides[side]) throw new Error("There is no such page.");
+    page = await PAGES[name](side, rest, query);
+  } catch (error) {
+    page = { title: "Not found", body: [el("h1", null, "Nothing to show"), el("p", { class: "error", role: "alert" }, error.message)] };
+  }
+  if (own !== visit) return; // another page was asked for meanwhile
+  document.getElementById("tip").hidden = true;
+  current = page;
+  main.className = page.class || "";
+  main.replaceChildren(...filled(document.createDocumentFragment(), null, page.body).childNodes);
+  main.removeAttribute("aria-busy");
+  document.body.classList.remove("loading");
+  document.title = `${page.title} · ${about.title}`;
+  navigation();
+  scrollTo(0, 0);
+  if (own > 1) main.focus({ preventScroll: true });
+  page.ready?.();
+}
+
+function navigation() {
+  const { side, page } = address();
+  const own = about.sides[side] || about.sides[0];
+  const at = about.sides[side] ? side : 0;
+  const items = [["", "Overview"], ["features", "Features"]];
+  if (about.pairs) items.push(["pairs", "Pairs"]);
+  if (own.has_cofiring) items.push(["together", "Together"]);
+  if (own.has_texts) items.push(["texts", "Texts"]);
+  if (about.circuits.length) items.push(["circuit", "Circuits"]);
+  if (live.analyze?.[at]) items.push(["try", "Try a text"]);
+  if (live.steer?.[at]) items.push(["steer", "Steer"]);
+  const over = { feature: "features", pair: "pairs" };
+  const here = (name) => (name === (over[page] || page) ? "page" : null);
+  const home = document.getElementById("home");
+  home.textContent = about.title;
+  document.getElementById("nav").replaceChildren(
+    ...items.map(([name, text]) => el("a", { href: link(["pairs", "circuit"].includes(name) ? 0 : at, name), "aria-current": here(name) }, text)),
+  );
+}
+
+function onKey(event) {
+  if (event.key === "Escape") {
+    document.getElementById("tip").hidden = true;
+    if (event.target.matches(FIELDS)) event.target.blur();
+    return;
+  }
+  if (event.key === "/" && !event.target.matches(FIELDS)) {
+    event.preventDefault();
+    const search = document.getElementById("search");
+    if (search) search.focus();
+    else [location.hash, searchNext] = [link(address().side, "features"), true];
+    return;
+  }
+  current?.key?.(event);
+}
+
+let searchNext = false;
+
+function startTheme() {
+  const root = document.documentElement, button = document.getElementById("theme");
+  const store = (value) => {
+    try {
+      if (value) localStorage.setItem("hubsae-theme", value);
+      return localStorage.getItem("hubsae-theme");
+    } catch {
+      return value;
+    }
+  };
+  const set = (value) => value && root.setAttribute("data-theme", value);
+  set(store());
+  button.addEventListener("click", () => {
+    const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    set(store(dark ? "light" : "dark") || (dark ? "light" : "dark"));
+  });
+}
+
+// The key for what costs compute comes with the address that the server printed, and does not stay in it.
+function takeToken() {
+  const found = /^#token=([\w-]+)$/.exec(location.hash);
+  if (!found) return;
+  kept("hubsae-token", found[1]);
+  history.replaceState(null, "", "#/");
+}
+
+async function start() {
+  startTheme();
+  startTips();
+  takeToken();
+  try {
+    [about, live] = await Promise.all([load("about"), load("live")]);
+  } catch (error) {
+    main.replaceChildren(el("p", { class: "error", role: "alert" }, `This page cannot be shown: ${error.message}`));
+    return;
+  }
+  addEventListener("hashchange", () => (takeToken(), go()));
+  addEventListener("keydown", onKey);
+  await go();
+  new MutationObserver(() => {
+    const search = searchNext && document.getElementById("search");
+    if (search) [searchNext] = [false, search.focus()];
+  }).observe(main, { childList: true });
+}
+
+start();

@@ -1,0 +1,93 @@
+// The features of a text: the text with its tokens, what fires on each, and all of it as a heat map.
+
+async function textsPage(side, [which]) {
+  const all = await load("texts");
+  const own = all.map((text, i) => ({ ...text, number: i })).filter((text) => text.side === side);
+  if (!own.length) throw new Error("No texts were analysed for this dictionary.");
+  const text = own.find((t) => t.number === Number(which)) || own[0];
+  const links = own.map((t) => el("a", { href: link(side, `texts/${t.number}`), "aria-current": t === text ? "page" : null }, words(t.title)));
+  return {
+    title: "Texts",
+    body: [el("h1", null, "Features of a text"), el("nav", { class: "choices", "aria-label": "texts" }, links), textView(side, text)],
+  };
+}
+
+// text: {tokens, read, at: for each token [feature, value, ...], features: [[feature, typical, [place, value, ...]]], names}
+function textView(side, text) {
+  const state = { feature: null, place: null };
+  const byFeature = new Map(text.features.map(([feature, typical, flat]) => [feature, { typical, values: valuesOf(flat) }]));
+  const above = el("div", { class: "passage" });
+  const below = el("div", { class: "chosen-token" });
+  const name = (feature) => text.names[feature] || "";
+
+  function passage() {
+    const chosen = byFeature.get(state.feature);
+    const top = chosen ? Math.max(...chosen.values.values()) : 1;
+    above.replaceChildren(
+      ...text.tokens.map((token, place) => {
+        const value = chosen?.values.get(place);
+        const attributes = {
+          class: ["token", value && "fires", place === state.place && "chosen", !text.read[place] && "unread"].filter(Boolean).join(" "),
+          "data-place": place, "data-tip": value ? number(value) : text.read[place] ? null : "not read by the dictionary",
+          style: value ? { "--a": shade(value, top) } : null,
+        };
+        return words(token, attributes);
+      }),
+    );
+  }
+
+  function token() {
+    const flat = text.at[state.place] || [];
+    const found = [];
+    for (let i = 0; i < flat.length; i += 2) found.push([flat[i], flat[i + 1]]);
+    const most = found.length ? found[0][1] : 1;
+    below.replaceChildren(
+      el("h2", null, "At ", words(visible(text.tokens[state.place]), { class: "token" })),
+      found.length
+        ? meters(found.map(([feature, value]) => [featureLink(side, feature, name(feature)), value / most, number(value)]))
+        : el("p", { class: "note" }, text.read[state.place] ? "No feature fires here." : "The dictionary does not read this token."),
+    );
+  }
+
+  function choose(change) {
+    Object.assign(state, change);
+    passage();
+    token();
+    for (const row of map.querySelectorAll("tr[data-feature]")) row.classList.toggle("chosen", Number(row.dataset.feature) === state.feature);
+  }
+
+  above.addEventListener("click", (event) => {
+    const place = event.target.closest("[data-place]")?.dataset.place;
+    if (place !== undefined) choose({ place: Number(place) });
+  });
+  const map = heatmap(side, text, (feature) => choose({ feature }));
+  const first = text.read.findIndex((read, i) => read && text.at[i]?.length);
+  choose({ place: Math.max(0, first), feature: text.features.length ? text.features[0][0] : null });
+  return el(
+    "div",
+    { class: "reading" },
+    section(null, el("p", { class: "note" }, "Choose a token to see what fires there, and a row of the map to colour the text by a feature."), above),
+    section(null, below),
+    section("Strongest features, token by token", map),
+  );
+}
+
+function featureLink(side, feature, name) {
+  return el("a", { href: link(side, `feature/${feature}`) }, el("span", { class: "id" }, String(feature)), " ", words(name || ""));
+}
+
+function heatmap(side, text, choose) {
+  const head = el("tr", null, el("th", null, ""), text.tokens.map((token) => el("th", { class: "upright" }, words(visible(token)))));
+  const rows = text.features.map(([feature, typical, flat]) => {
+    const values = valuesOf(flat);
+    const top = Math.max(...values.values());
+    const cells = text.tokens.map((token, place) => {
+      const value = values.get(place);
+      return value ? el("td", { class: "fires", "data-tip": `${feature} on “${visible(token)}”: ${number(value)}${typical ? `, ${number(value / typical)} × typical` : ""}`, style: { "--a": shade(value, top) } }) : el("td");
+    });
+    const row = el("tr", { "data-feature": feature }, el("th", { scope: "row" }, featureLink(side, feature, text.names[feature])), cells);
+    row.addEventListener("click", (event) => event.target.closest("a") || choose(feature));
+    return row;
+  });
+  return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "heat map" }, el("table", { class: "heat" }, el("thead", null, head), el("tbody", null, rows)));
+}
