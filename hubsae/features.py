@@ -319,22 +319,22 @@ class Features(Shown):
         return [Neighbour(int(i), float(cosine)) for i, cosine in pairs if i >= 0]
 
     @cached_property
-    def _top_ids(self) -> np.ndarray:
-        """(F, at most 5) ids of the tokens at which the largest values are, -1 where there are fewer."""
+    def _top_tokens(self) -> list[list[str]]:
+        """For each feature the tokens at which its five largest values are, each once, without spaces around them."""
         at, value = self.columns["top_at"], self.columns["top_value"]
         n = min(at.shape[1], 5)
         windows = self.columns["top_tokens"].reshape(len(at), at.shape[1], -1)[:, :n]
         ids = np.take_along_axis(windows, at[:, :n, None].astype(np.int64), axis=2)[..., 0]
+        ids[value[:, :n] <= 0] = -1
         if (ids[value[:, :n] > 0] < 0).any():
             raise ArtifactError("examples of features are damaged: tokens lie outside of their texts")
-        return np.where(value[:, :n] > 0, ids, -1)
+        texts = {i: self.vocabulary.get(i, "�").strip() for i in np.unique(ids).tolist()} | {-1: ""}
+        return [[text for text in dict.fromkeys(map(texts.__getitem__, row)) if text] for row in ids.tolist()]
 
     def top_tokens(self, feature: int) -> list[str]:
         """The tokens it fires on most strongly, each once, spaces around them left out; empty without examples."""
-        if not self.has_examples or not self.n_active[self.check(feature)]:
-            return []
-        tokens = (self.vocabulary.get(i, "�").strip() for i in self._top_ids[feature].tolist() if i >= 0)
-        return list(dict.fromkeys(token for token in tokens if token))
+        feature = self.check(feature)
+        return self._top_tokens[feature] if self.has_examples and self.n_active[feature] else []
 
     def name(self, feature: int) -> str:
         """A few words for a table: its label, else the tokens it fires on most."""

@@ -10,7 +10,8 @@ import numpy as np
 _WIDEST = 100
 _BARS = " ▁▂▃▄▅▆▇█"
 _INVISIBLE = (0x61C, 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_CONTROL = dict.fromkeys((*range(32), *range(127, 160), *_INVISIBLE), "�")
+_HALVES = range(0xD800, 0xE000)  # of letters beyond 16 bits: alone they cannot be written
+_CONTROL = dict.fromkeys((*range(32), *range(127, 160), *_INVISIBLE, *_HALVES), "�")
 _BREAKS = {ord("\n"): "⏎", ord("\r"): "⏎", ord("\t"): "⇥"}
 _TABLE_STYLE = "border-collapse:collapse;font-variant-numeric:tabular-nums"
 _CELL_STYLE = "padding:2px 10px;text-align:left;vertical-align:top"

@@ -270,7 +270,14 @@ class Call:
         repo_id = f"{namespace}/{self.json['name']}"
         if old := self.hub.repos.get((kind, repo_id.lower())):
             raise Refusal(409, "You already created this repo", url=f"{self.hub.endpoint}/{old.web}")
+        if kind == "space" and self.json.get("sdk") not in ("static", "gradio", "docker"):
+            raise Refusal(400, "A Space needs an sdk")
         repo = self.hub.add_repo(repo_id, kind, private=self.json.get("visibility") == "private")
+        if kind == "space":
+            first = {"README.md": f"---\ntitle: New\nsdk: {self.json['sdk']}\n---\n".encode()}
+            if self.json["sdk"] == "static":
+                first |= {"index.html": b"<p>Welcome to your static Space!</p>", "style.css": b"p { color: red }"}
+            self.hub.put(repo_id, first, repo_type="space", message="initial commit")
         return {"url": f"{self.hub.endpoint}/{repo.web}", "name": repo.id}
 
     @route("DELETE", "/api/repos/delete")
@@ -300,6 +307,7 @@ class Call:
             **{"downloads": 0, "likes": 0, "tags": list(dict.fromkeys(tags)), "cardData": card or None, **top},
             "siblings": siblings if self.flag("blobs") else [{"rfilename": entry["rfilename"]} for entry in siblings],
         }
+        info |= {"sdk": card.get("sdk")} if repo.type == "space" else {}
         expand = self.query.get("expand")
         return {key: value for key, value in info.items() if not expand or key in {"_id", "id", *expand}}
 

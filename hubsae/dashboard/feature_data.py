@@ -133,10 +133,8 @@ def _examples(features: Features, kind: str, part: slice, strings: Strings) -> l
     flat = [x for pair in zip(place.tolist(), short(values[entry, place]), strict=True) for x in pair]
     ends = (2 * np.searchsorted(entry, np.arange(n * m + 1))).tolist()
     rows = zip(short(value.reshape(-1)), at.reshape(-1).tolist(), document.reshape(-1).tolist(), strict=True)
-    made = [
-        [*row, text[:length], flat[ends[k] : ends[k + 1]]]
-        for k, (row, text, length) in enumerate(zip(rows, texts, lengths.tolist(), strict=True))
-    ]
+    per_entry = zip(rows, texts, lengths.tolist(), ends, ends[1:], strict=False)
+    made = [[*row, text[:length], flat[start:end]] for row, text, length, start, end in per_entry]
     return [[made[i * m + j] for j in range(m) if real[i * m + j]] for i in range(n)]
 
 

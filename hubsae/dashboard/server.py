@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -25,6 +26,7 @@ LOOPBACK = "127.0.0.1"
 _MAX_QUESTION = 1 << 16  # bytes
 _MAX_WAITING = 4
 _PATIENCE_S = 600
+_KEPT_FILES = 32
 _TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -53,7 +55,8 @@ class LocalServer:
             raise ConfigError(f"port={port}: expected 0 (any free one) to 65535")
         self.dashboard, self.actions = dashboard, dict(actions or {})
         self.token = secrets.token_urlsafe(32)
-        self._jobs: queue.Queue[tuple[Action, dict, Future]] = queue.Queue(_MAX_WAITING)
+        self._made = lru_cache(_KEPT_FILES)(lambda path: dashboard.files[path]())
+        self._jobs: queue.Queue[tuple[Action, dict, Future] | None] = queue.Queue()
         try:
             self._http = _Http((LOOPBACK, port), _Handler)
         except OSError as error:
@@ -76,11 +79,10 @@ class LocalServer:
         return f"{LOOPBACK}:{self.port}", f"localhost:{self.port}"
 
     def run(self) -> None:
-        """Answer questions, one after the other, until Ctrl+C."""
+        """Answer questions, one after the other, until Ctrl+C or `close`."""
         try:
-            while True:
-                action, question, answer = self._jobs.get()
-                _carry_out(action, question, answer)
+            while job := self._jobs.get():
+                _carry_out(*job)
         except KeyboardInterrupt:
             pass
         finally:
@@ -88,24 +90,24 @@ class LocalServer:
 
     def close(self) -> None:
         """Stop answering."""
+        self._jobs.put(None)
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
 
     def answer(self, name: str, question: dict) -> dict:
         """What an action makes of a question, computed by `run`; `ConfigError` when too many wait."""
+        if self._jobs.qsize() >= _MAX_WAITING:
+            raise ConfigError("the model is busy with other questions; ask again in a moment")
         found: Future = Future()
-        try:
-            self._jobs.put_nowait((self.actions[name], question, found))
-        except queue.Full:
-            raise ConfigError("the model is busy with other questions; ask again in a moment") from None
+        self._jobs.put((self.actions[name], question, found))
         return found.result(_PATIENCE_S)
 
     def read(self, path: str) -> bytes:
         """A file of the site; the part that says what can be computed is this server's own."""
         if path == LIVE and self.actions:
             return script("live", self.actions["about"]({}))
-        return self.dashboard.files[path]()
+        return self._made(path)
 
 
 def _carry_out(action: Action, question: dict, answer: Future) -> None:

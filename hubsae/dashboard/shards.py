@@ -3,11 +3,14 @@
 import base64
 import json
 import zlib
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from hubsae.tables import plain
+
+_plain = lru_cache(1 << 16)(plain)  # the same tokens occur in every part
 
 
 def script(name: str, data: Any) -> bytes:
@@ -25,7 +28,7 @@ class Strings:
         self._places: dict[str, int] = {}
 
     def __call__(self, text: str) -> int:
-        return self._places.setdefault(plain(text), len(self._places))
+        return self._places.setdefault(_plain(text), len(self._places))
 
     @property
     def all(self) -> list[str]:

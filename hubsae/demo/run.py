@@ -82,6 +82,8 @@ def run(out: str | Path, say: Callable[[str], None]) -> Found:
     circuit = find_feature_circuits(model, saes, *LAYERS, PROMPTS, top_k=12, foils=FOILS)
     say(f"\nFrom which features of layer {LAYERS[0]} does {circuit.answers[0]!r} (Paris) come, by layer {LAYERS[1]}?")
     say(str(circuit))
+    site = sae.export_dashboard(Path(out, "dashboard"), texts=EXAMPLES, circuits=[circuit])
+    say(f"\nto look at all of it in a browser, without a network: {site / 'index.html'}")
     again = load_sae(Path(out, f"layers.{LAYERS[0]}.residual"), model=model, check="strict")
     say(f"\nwritten to {Path(out).resolve()}, each with its card (README.md), and loaded back: {again!r}")
     say(f"{time.time() - started:.0f} s in all")

@@ -1,6 +1,6 @@
 // Which features of one layer drive which of a later one, as a graph.
 
-const NODE = { width: 210, height: 40, gapX: 150, gapY: 14, margin: 12, head: 26, letters: 27 };
+const NODE = { width: 210, height: 40, gapX: 230, gapY: 14, margin: 12, head: 26, letters: 27 };
 
 async function circuitPage(_, [which]) {
   const number_ = Number(which || 0);
@@ -81,8 +81,10 @@ function curve(edge, where, most, circuit) {
 
 function edgesTable(circuit) {
   const node = (layer, feature) => {
-    const text = `${layer}:${feature}`, side = circuit.sides[layer];
-    return side === null ? text : el("a", { href: link(side, `feature/${feature}`) }, text);
+    const side = circuit.sides[layer];
+    const name = circuit.nodes.find((n) => n.layer === layer && n.feature === feature)?.name || "";
+    const text = [el("span", { class: "id" }, `${layer}:${feature}`), " ", words(name)];
+    return side === null ? el("span", null, text) : el("a", { href: link(side, `feature/${feature}`) }, text);
   };
   const rows = circuit.edges.map((e) => [node(e.source_layer, e.source), node(e.target_layer, e.target), e.gradient, e.ablation, percent(e.share)]);
   return table(["from", "to", "gradient", "ablation", "share"], rows);

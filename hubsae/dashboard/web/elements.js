@@ -45,7 +45,9 @@ const visible = (text) => text.replace(/^ +| +$/g, (spaces) => "␣".repeat(spac
 const words = (text, attributes) => el("bdi", attributes, text);
 
 function table(head, rows, attributes) {
-  const cells = (row, tag) => row.map((cell) => el(tag, { class: typeof cell === "number" ? "n" : null }, shown(cell)));
+  const numeric = (cell) => typeof cell === "number" || /^[-–\d.,e]+( %)?$/.test(cell);
+  const right = rows.length ? rows[0].map((_, i) => rows.every((row) => numeric(row[i]))) : [];
+  const cells = (row, tag) => row.map((cell, i) => el(tag, { class: right[i] ? "n" : null }, shown(cell)));
   return el(
     "div",
     { class: "scroll" },

@@ -40,7 +40,7 @@ async function listPage(side, _, query) {
   return {
     title: "Features",
     class: "wide",
-    body: [el("h1", { class: "hidden" }, "Features"), bar, el("div", { class: "counted" }, count, heads(own)), list.box],
+    body: [el("h1", { class: "hidden" }, "Features"), sidesNav(side, "features"), bar, el("div", { class: "counted" }, count, heads(own)), list.box],
     ready: () => update(false),
     key(event) {
       if (event.target.matches(FIELDS)) {

@@ -6,9 +6,9 @@ async function overviewPage(side) {
   return {
     title: own.name,
     body: [
+      sidesNav(side, ""),
       el("h1", null, words(own.name)),
       el("p", { class: "lead" }, sentence(own)),
-      about.sides.length > 1 && otherSides(side),
       cards(own, m),
       el(
         "div",
@@ -30,13 +30,11 @@ function sentence(own) {
   return [kind, " that reads ", sites(own.reads), writes, " of ", models, ` as ${number(own.n_features)} features; `, words(own.sparsity), "."];
 }
 
-function otherSides(side) {
-  return el(
-    "p",
-    { class: "others" },
-    "Also here: ",
-    about.sides.map((other, i) => (i === side ? null : [el("a", { href: link(i) }, words(other.name)), " "])),
-  );
+// The same page of the other dictionaries, where there are several.
+function sidesNav(side, page) {
+  if (about.sides.length < 2) return null;
+  const links = about.sides.map((other, i) => el("a", { href: link(i, page), "aria-current": i === side ? "page" : null }, words(other.name)));
+  return el("nav", { class: "choices", "aria-label": "dictionaries" }, links);
 }
 
 function cards(own, m) {

@@ -39,7 +39,8 @@ async function pairsPage(_, __, query) {
 }
 
 function pairRow(pairs, f, g, i, column) {
-  const half = (list, id) => [el("span", { class: "id" }, String(id)), words(nameOf(list, id), { class: list.labels.has(id) ? "name label" : "name" })];
+  const half = (list, id) =>
+    el("span", { class: "half" }, el("span", { class: "id" }, String(id)), words(nameOf(list, id), { class: list.labels.has(id) ? "name label" : "name" }));
   return [half(f, pairs.a[i]), el("span", { class: "join" }, "↔"), half(g, pairs.b[i]), el("span", { class: "n" }, number(pairs.values[column][i]))];
 }
 
@@ -56,7 +57,7 @@ async function pairPage(_, [which]) {
     class: "wide",
     body: [
       el("div", { class: "titled" }, el("h1", null, `Pair of ${ids[0]} and ${ids[1]}`), el("nav", { class: "steps", "aria-label": "other pairs" }, el("a", { href: step(-1), "aria-label": "previous pair" }, "←"), el("a", { href: step(1), "aria-label": "next pair" }, "→"))),
-      section("Numbers", table(null, numbers, { class: "facts" })),
+      section("Numbers", table(null, numbers, { class: "numbers" })),
       el("div", { class: "two" }, ids.map((id, side) => el("article", null, el("h2", null, el("a", { href: link(side, `feature/${id}`) }, `${id}`), " ", words(features[side].name), el("small", null, words(about.sides[side].name))), featureBody(side, id, features[side])))),
     ],
     key(event) {

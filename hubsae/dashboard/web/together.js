@@ -16,7 +16,8 @@ async function togetherPage(side, _, query) {
     title: "Together",
     body: [
       el("h1", null, "Features that fire together"),
-      el("p", { class: "lead" }, around === null ? "Groups that fire on the same tokens most closely. " : ["Around ", featureLink(side, around, nameOf(f, around)), ". "], el("label", { class: "inline" }, "Around feature ", input)),
+      sidesNav(side, "together"),
+      el("p", { class: "lead" }, around === null ? "Groups that fire on the same tokens most closely. " : ["Around ", featureLink(side, around, nameOf(f, around)), ". "], el("label", { class: "inline" }, around === null ? "Around feature " : "Another one: ", input)),
       chosen.length > 1 ? matrix(side, own, f, chosen, known, graph) : el("p", { class: "note" }, "No feature is known to fire together with it."),
       el("p", { class: "note" }, `Colour is phi, the correlation of firing or not, over ${number(graph.rows)} sampled tokens. Of every feature the ${graph.width} closest are known; an empty square is a pair that is in neither list.`),
     ],
