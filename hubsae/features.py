@@ -336,10 +336,16 @@ class Features(Shown):
         feature = self.check(feature)
         return self._top_tokens[feature] if self.has_examples and self.n_active[feature] else []
 
+    @cached_property
+    def _names(self) -> list[str]:
+        names = [" | ".join(self.top_tokens(i)) for i in range(len(self))]
+        for i, label in self.labels.items():
+            names[i] = label.text
+        return names
+
     def name(self, feature: int) -> str:
         """A few words for a table: its label, else the tokens it fires on most."""
-        label = self.label(feature)
-        return label.text if label else " | ".join(self.top_tokens(feature))
+        return self._names[self.check(feature)]
 
     def tables(self) -> list[Table]:
         alive = np.flatnonzero(~self.dead)

@@ -9,6 +9,7 @@ import pytest
 from hub_server import UPLOAD_WARNING
 
 import hubsae
+from hubsae.dashboard.server import LocalServer
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hubsae"
@@ -159,6 +160,8 @@ def world_of_the_documents(hub, demo_folder, demo_texts, tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "texts.txt").write_text("\n".join(demo_texts[:900]))
     monkeypatch.chdir(folder)
+    monkeypatch.setattr("hubsae.dashboard.server.LocalServer.run", LocalServer.close)  # nobody is there to look
+    monkeypatch.setattr("webbrowser.open", lambda address: True)
     with hub.patched(tmp_path / "home", user="user"):
         yield hub
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from hubsae.dashboard.shards import Strings, short
 from hubsae.errors import ArtifactError
-from hubsae.features import Features, Neighbour
+from hubsae.features import Features
 from hubsae.tables import plain
 
 SHARD = 64  # features of a part
@@ -70,30 +70,22 @@ def feature_shard(features: Features, number: int) -> dict[str, Any]:
     ids = range(number * SHARD, min((number + 1) * SHARD, len(features)))
     part = slice(ids.start, ids.stop)
     strings = Strings()
-    kinds = ("top", "random") if features.has_examples else ()
-    shown = {kind: _examples(features, kind, part, strings) for kind in kinds}
+    shown = {kind: _examples(features, kind, part, strings) for kind in ("top", "random")}
     numbers = {name: short(getattr(features, name)[part]) for name in ("mean", "std")}
     numbers["max"] = short(features.maximum[part])
     numbers["histogram_top"] = short(features.columns["histogram_top"][part])
     norms = short(features.site_norms[part]) if features.site_norms is not None else None
+    lists = {kind: _weights(features, kind, part, strings) for kind in ("promoted", "suppressed")}
+    lists |= {kind: _neighbours(features, kind, part, strings) for kind in ("cofiring", "similar")}
+    lists |= shown
     found = []
     for k, i in enumerate(ids):
-        own = {name: values[k] for name, values in numbers.items()}
+        own = {name: values[k] for name, values in (numbers | lists).items()}
         own |= {"name": plain(features.name(i)), "n": int(features.n_active[i]), "label": _label(features, i)}
         own |= {"histogram": features.columns["histogram"][i].tolist(), "norms": norms and norms[k]}
-        own |= {kind: shown[kind][k] if kinds else [] for kind in ("top", "random")}
-        own["quantile"] = _quantiles(features, i) if kinds else []
-        for kind in ("promoted", "suppressed"):
-            pairs = features.token_weights(i, kind)
-            own[kind] = [[strings(pair.token), weight] for pair, weight in zip(pairs, _weights(pairs), strict=True)]
-        own["cofiring"] = _neighbours(features, features.cofiring(i), strings)
-        own["similar"] = _neighbours(features, features.similar(i), strings)
+        own["quantile"] = _quantiles(features, i) if features.has_examples else []
         found.append(own)
     return {"features": found, "strings": strings.all}
-
-
-def _weights(pairs: Any) -> list[float]:
-    return short([pair.weight for pair in pairs])
 
 
 def _label(features: Features, feature: int) -> dict | None:
@@ -103,10 +95,27 @@ def _label(features: Features, feature: int) -> dict | None:
     return {"score": label.score, "n": label.n_scored, "labeler": plain(label.labeler)}
 
 
-def _neighbours(features: Features, found: list[Neighbour], strings: Strings) -> list[list]:
-    scores = short([n.score for n in found])
-    pairs = zip(found, scores, strict=True)
-    return [[n.feature, score, n.count, strings(features.name(n.feature))] for n, score in pairs]
+def _weights(features: Features, kind: str, part: slice, strings: Strings) -> list[list[list]]:
+    """For each feature [token as the number of a string, weight] of the tokens that it promotes, or suppresses."""
+    if f"{kind}_ids" not in features.columns:
+        return [[]] * len(range(*part.indices(len(features))))
+    ids = features.columns[f"{kind}_ids"][part]
+    known = features.promoted_vocabulary
+    places = {i: strings(known.get(i, "�")) for i in np.unique(ids).tolist() if i >= 0}
+    rows = zip(ids.tolist(), short(features.columns[f"{kind}_weights"][part]), strict=True)
+    return [[[places[i], weight] for i, weight in zip(*row, strict=True) if i >= 0] for row in rows]
+
+
+def _neighbours(features: Features, kind: str, part: slice, strings: Strings) -> list[list[list]]:
+    """For each feature [id, score, rows in which both fire, name as the number of a string] of its neighbours."""
+    score = {"cofiring": "phi", "similar": "cosine"}[kind]
+    if f"{kind}_ids" not in features.columns:
+        return [[]] * len(range(*part.indices(len(features))))
+    ids = features.columns[f"{kind}_ids"][part]
+    counts = features.columns["cofiring_counts"][part] if kind == "cofiring" else np.full(ids.shape, None)
+    places = {i: strings(features.name(i)) for i in np.unique(ids).tolist() if i >= 0}
+    rows = zip(ids.tolist(), short(features.columns[f"{kind}_{score}"][part]), counts.tolist(), strict=True)
+    return [[[i, s, count, places[i]] for i, s, count in zip(*row, strict=True) if i >= 0] for row in rows]
 
 
 def _quantiles(features: Features, feature: int) -> list[int]:
@@ -117,6 +126,8 @@ def _quantiles(features: Features, feature: int) -> list[int]:
 
 def _examples(features: Features, kind: str, part: slice, strings: Strings) -> list[list[list]]:
     """For each feature [value, place of it, document, tokens as numbers of strings, [place, value, ...]]."""
+    if not features.has_examples:
+        return [[]] * len(range(*part.indices(len(features))))
     columns, width = features.columns, int(features.info["window"])
     value, document, at = (columns[f"{kind}_{name}"][part] for name in ("value", "document", "at"))
     n, m = value.shape

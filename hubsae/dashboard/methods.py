@@ -42,7 +42,7 @@ class WithDashboard(Questions):
         """
         known = self._analysed(validation_dataset, model, examples=False)
         if known is None:
-            raise DataError("nothing is known of its features yet; give validation_dataset=texts")
+            raise DataError("nothing is known of its features yet; give validation_dataset=texts (or --texts)")
         if not known.has_examples:
             warn("only numbers are known of its features; validation_dataset=texts adds examples and neighbours")
         sides = [Side.of(self, known), *self._others(circuits)]

@@ -49,6 +49,7 @@ function featureFacts(side, id, feature) {
     ["typical value", `${number(feature.mean)} (sd ${number(feature.std)})`],
     ["largest value", number(feature.max)],
   );
+  if (feature.norms?.length === 1) rows.push(["decoder norm", number(feature.norms[0])]);
   const actions = el(
     "p",
     { class: "actions" },

@@ -16,6 +16,7 @@ async function listPage(side, _, query) {
   const own = about.sides[side];
   const f = await loadList(side);
   const chosen = { ...FILTERS, ...query };
+  if (!f.shares?.[chosen.site]) chosen.site = FILTERS.site;
   const key = `${side}`;
   const seen = seenLists.get(key) || { chosen: -1, top: 0 };
   seenLists.set(key, seen);
@@ -78,7 +79,7 @@ function featuresFor(f, own, { q, sort, state, from, to, score, site, share }) {
     all: () => true, firing: (i) => f.n[i] > 0, dead: (i) => f.n[i] === 0,
     labelled: (i) => f.labels.has(i), unlabelled: (i) => f.n[i] > 0 && !f.labels.has(i),
   };
-  const inState = states[wanted.length && state === "firing" ? "all" : state] || states.all;
+  const inState = states[!Object.hasOwn(states, state) || (wanted.length && state === "firing") ? "all" : state];
   const fits = (word, i) => f.search[i].includes(word) || String(i) === word.replace(/^#/, "");
   const found = [];
   for (let i = 0; i < own.n_features; i++) {
@@ -87,7 +88,7 @@ function featuresFor(f, own, { q, sort, state, from, to, score, site, share }) {
     if (leastShare !== null && f.shares && f.shares[site][i] < leastShare) continue;
     if (wanted.every((word) => fits(word, i))) found.push(i);
   }
-  const rank = (ORDERS[sort] || ORDERS.density)[1];
+  const rank = ORDERS[Object.hasOwn(ORDERS, sort) ? sort : FILTERS.sort][1];
   const ranks = Float64Array.from({ length: own.n_features }, (_, i) => rank(f, i, site));
   const exact = wanted.length === 1 ? Number(wanted[0].replace(/^#/, "")) : NaN;
   return found.sort((a, b) => (b === exact) - (a === exact) || ranks[a] - ranks[b] || a - b);
