@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from conftest import random_sae
@@ -63,7 +64,7 @@ def request(server, method, path, body=None, headers=None, host=None):
     return found
 
 
-def asked(server, name="echo", question=None, **changes):
+def asked(server: Any, name: str = "echo", question: Any = None, **changes: Any) -> Any:
     own = {
         "Origin": f"http://127.0.0.1:{server.port}",
         "X-Hubsae-Token": server.token,
@@ -158,6 +159,7 @@ def test_other_sites_may_lead_here_but_include_nothing(echo):
 
 def test_a_question_needs_the_key_and_the_pages_of_this_server(echo):
     assert asked(echo, question={"text": "«é»"}) == (200, {"text": "«é»"})
+    headers: dict[str, Any]
     for headers in (
         {"X_Hubsae_Token": None},
         {"X_Hubsae_Token": ""},
@@ -225,7 +227,12 @@ def test_failures_are_told_and_the_next_question_is_answered(site):
 
 def test_too_many_questions_at_once_are_told_to_come_back(site):
     go = threading.Event()
-    with running(LocalServer(site, 0, {"about": lambda q: {}, "slow": lambda q: go.wait(20) and q})) as server:
+
+    def slow(question):
+        assert go.wait(20)
+        return question
+
+    with running(LocalServer(site, 0, {"about": lambda q: {}, "slow": slow})) as server:
         found = []
         threads = [threading.Thread(target=lambda: found.append(asked(server, "slow"))) for _ in range(10)]
         for thread in threads:

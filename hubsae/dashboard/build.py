@@ -2,7 +2,6 @@
 
 import importlib.resources
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -91,10 +90,9 @@ class Dashboard:
 
         target = _check_folder(Path(folder).expanduser().absolute())
         old = tuple(str(path.relative_to(target)) for path in (target / "data").rglob("*.js"))
-        with staged(target, whole=old) as stage, ThreadPoolExecutor(2) as pool:
-            made = pool.map(lambda path: _write(stage / path, self.files[path]()), self.files)
-            for _ in tqdm(made, total=len(self.files), desc="site", unit="file", disable=not progress):
-                pass
+        with staged(target, whole=old) as stage:
+            for path, make in tqdm(self.files.items(), desc="site", unit="file", disable=not progress):
+                _write(stage / path, make())
         return target
 
 
