@@ -131,6 +131,28 @@ def test_the_training_log_becomes_columns(sae):
     assert own["trained_on"] == "novels"
 
 
+def test_what_others_wrote_into_the_numbers_is_left_out_where_it_is_none(sae):
+    from hubsae.dashboard.page_data import about
+
+    strange = random_sae(128, 300, {"name": "topk", "k": 6})
+    strange.metrics = {
+        **{"fvu": "0.1", "l0": float("nan"), "kl": 10**400, "cosine": True, "ce_zero": [1], "n_tokens": 5},
+        **{"intervals": {"fvu": "ab", "l0": [1, float("inf")], "kl": [1, 2], "no": [1, 2]}, "data": "texts"},
+        "fvu_per_site": {"a": "x", "b": 0.5},
+    }
+    log = [5, {"rows": "1"}, {"rows": 1, "fvu": 10**400}, {"rows": 2, "fvu": "x", "l0": 3}, {"rows": 10**400}]
+    strange.statistics = {"data": [], "log": log, "dead_after_rows": "never"}
+    own = about([Side(strange, sae.features, "sae")], "sae", [], [], None)["sides"][0]
+    assert own["metrics"] == {
+        **{"n_tokens": 5, "fvu_per_site": {"a": None, "b": 0.5}, "intervals": {"kl": [1, 2]}, "data": None},
+    }
+    assert own["training"]["rows"] == [1, 2]
+    assert own["training"]["l0"] == [None, 3.0]
+    assert own["training"]["dead_after_rows"] is None
+    strange.statistics = {"log": {"rows": 1}}
+    assert about([Side(strange, sae.features, "sae")], "sae", [], [], None)["sides"][0]["training"] is None
+
+
 def test_pairs_that_fire_together_are_those_that_were_counted(site, sae):
     found, columns = part(site, "0/together"), sae.features.columns
     start = np.concatenate([[0], np.cumsum(found["counts_of"])])

@@ -21,6 +21,11 @@ from hubsae.text_analysis import TextAnalysis
 
 HUB = "https://huggingface.co"
 _CURVES = ("loss", "fvu", "l0", "dead_share")
+_METRICS = (
+    *("fvu", "cosine", "l0", "ce_original", "ce_spliced", "ce_zero", "ce_mean", "ce_recovered", "ce_recovered_mean"),
+    *("kl", "n_tokens", "n_documents", "n_spliced_tokens"),
+)
+_LARGEST = 1e300
 _AT_A_TOKEN, _IN_A_TEXT = 10, 40
 _DECADES = np.arange(-6, 0.01, 0.25)
 
@@ -90,7 +95,7 @@ def _side(side: Side) -> dict[str, Any]:
     if source and source.revision:
         repo = str(source.access["repo_id"])
         url = f"{HUB}/{quote(repo)}/tree/{quote(source.revision)}"
-    trained = dictionary.statistics.get("data", {}).get("name")
+    trained = _dict(dictionary.statistics.get("data")).get("name")
     return {
         "name": side.name,
         "kind": c.kind,
@@ -111,7 +116,7 @@ def _side(side: Side) -> dict[str, Any]:
         "n_labelled": len(features.labels),
         "n_dead": int(features.dead.sum()),
         "density": density(features),
-        "metrics": _plain(dictionary.metrics),
+        "metrics": _metrics(dictionary.metrics),
         "training": _training(dictionary.statistics),
     }
 
@@ -136,17 +141,46 @@ def density(features: Features) -> dict[str, Any]:
     }
 
 
+def _metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of metrics.json that are shown; what is no number there is left out."""
+    found: dict[str, Any] = {name: value for name in _METRICS if (value := _number(metrics.get(name))) is not None}
+    sites = _dict(metrics.get("fvu_per_site"))
+    found["fvu_per_site"] = {plain(site): _number(value) for site, value in sites.items()}
+    pairs = {name: pair for name, pair in _dict(metrics.get("intervals")).items() if name in _METRICS}
+    found["intervals"] = {
+        name: [_number(value) for value in pair]
+        for name, pair in pairs.items()
+        if isinstance(pair, list | tuple) and len(pair) == 2 and None not in map(_number, pair)
+    }
+    name = _dict(metrics.get("data")).get("name")
+    return {**found, "data": plain(name) if isinstance(name, str) else None}
+
+
 def _training(statistics: Mapping[str, Any]) -> dict[str, Any] | None:
     """The columns of the training log that are drawn."""
-    log = [row for row in statistics.get("log", ()) if isinstance(row, dict) and isinstance(row.get("rows"), int)]
+    log = statistics.get("log")
+    log = [row for row in log if _number(_dict(row).get("rows")) is not None] if isinstance(log, list) else []
     if len(log) < 2:
         return None
     columns = {name: short([_or_nan(row.get(name)) for row in log]) for name in _CURVES}
-    return {"rows": [row["rows"] for row in log], **columns, "dead_after_rows": statistics.get("dead_after_rows")}
+    rows, dead_after = [_number(row["rows"]) for row in log], _number(statistics.get("dead_after_rows"))
+    return {"rows": rows, **columns, "dead_after_rows": dead_after}
+
+
+def _dict(value: Any) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> float | int | None:
+    """A number that files from others hold, or None for what is none, or no finite one."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
+        return None
+    return value
 
 
 def _or_nan(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else float("nan")
+    found = _number(value)
+    return float("nan") if found is None else float(found)
 
 
 def _plain(data: Any) -> Any:

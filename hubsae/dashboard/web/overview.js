@@ -2,7 +2,7 @@
 
 async function overviewPage(side) {
   const own = about.sides[side];
-  const m = own.metrics || {};
+  const m = own.metrics;
   return {
     title: own.name,
     body: [
@@ -55,10 +55,10 @@ function cards(own, m) {
 
 function quality(own, m) {
   if (m.fvu === undefined) return [el("p", { class: "note" }, "It was not judged on texts yet.")];
-  const interval = (name, format) => (m.intervals && m.intervals[name] ? `${format(m.intervals[name][0])} to ${format(m.intervals[name][1])}` : "");
+  const interval = (name, format) => (m.intervals[name] ? `${format(m.intervals[name][0])} to ${format(m.intervals[name][1])}` : "");
   const exact = (value) => (value === null || value === undefined ? "–" : Number.isInteger(value) ? number(value) : value.toPrecision(4));
   const rows = [["variance unexplained (FVU)", exact(m.fvu), interval("fvu", exact)]];
-  const perSite = Object.entries(m.fvu_per_site || {});
+  const perSite = Object.entries(m.fvu_per_site);
   if (perSite.length > 1) rows.push(...perSite.map(([site, value]) => [el("code", { class: "inset" }, site), exact(value), ""]));
   rows.push(["cosine of activation and reconstruction", exact(m.cosine), ""], ["active features per token (L0)", exact(m.l0), ""]);
   if (m.n_spliced_tokens) {
@@ -73,7 +73,7 @@ function quality(own, m) {
     );
   }
   const texts = m.n_tokens ? `On ${number(m.n_tokens)} tokens of ${number(m.n_documents)} documents` : "";
-  const data = m.data && m.data.name ? [" (", words(m.data.name), ")"] : [];
+  const data = m.data ? [" (", words(m.data), ")"] : [];
   return [
     table(["", "", "95 % interval"], rows, { class: "quality" }),
     texts && el("p", { class: "note" }, texts, data, ". Intervals are over documents."),
