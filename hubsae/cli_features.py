@@ -20,17 +20,7 @@ def add(commands: Any) -> None:
     _add_analysis(feature)
     feature.add_argument("feature", type=int, help="its number")
 
-    dashboard = command(commands, "dashboard", _dashboard, "a site of its features: served here, written, or published")
-    _add_analysis(dashboard)
-    _add_replace(dashboard)
-    dashboard.add_argument("--live", action="store_true", help="load its recorded model, to type texts and to steer")
-    dashboard.add_argument("--text", action="append", help="a text to show as a heat map; may be repeated")
-    dashboard.add_argument("--title", help="what the site is called (default: the dictionary's name)")
-    dashboard.add_argument("--port", type=int, default=8080, help="on this machine (default: 8080; 0: any free one)")
-    dashboard.add_argument("--no-browser", action="store_true", help="only print the address")
-    dashboard.add_argument("--export", metavar="DIR", help="write the site into this folder instead of serving it")
-    dashboard.add_argument("--push", metavar="OWNER/NAME", help="publish it as a static Space instead of serving it")
-    dashboard.add_argument("--private", action="store_true", default=None, help="make a new Space private")
+    _add_dashboard(commands)
 
     steer = command(commands, "steer", _steer, "what the model says with features changed, beside what it says without")
     add_dictionary(steer)
@@ -72,6 +62,20 @@ def add(commands: Any) -> None:
     label.add_argument("--num-examples", type=int, default=20, help="examples to show (default: 20)")
     label.add_argument("--num-scored", type=int, default=20, help="texts to score on (default: 20; 0: no scores)")
     label.add_argument("--relabel", action="store_true", help="also those that have labels")
+
+
+def _add_dashboard(commands: Any) -> None:
+    dashboard = command(commands, "dashboard", _dashboard, "a site of its features: served here, written, or published")
+    _add_analysis(dashboard)
+    _add_replace(dashboard)
+    dashboard.add_argument("--live", action="store_true", help="load its recorded model, to type texts and to steer")
+    dashboard.add_argument("--text", action="append", help="a text to show as a heat map; may be repeated")
+    dashboard.add_argument("--title", help="what the site is called (default: the dictionary's name)")
+    dashboard.add_argument("--port", type=int, default=8080, help="on this machine (default: 8080; 0: any free one)")
+    dashboard.add_argument("--no-browser", action="store_true", help="only print the address")
+    dashboard.add_argument("--export", metavar="DIR", help="write the site into this folder instead of serving it")
+    dashboard.add_argument("--push", metavar="OWNER/NAME", help="publish it as a static Space instead of serving it")
+    dashboard.add_argument("--private", action="store_true", default=None, help="make a new Space private")
 
 
 def _add_analysis(parser: argparse.ArgumentParser) -> None:

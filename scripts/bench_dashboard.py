@@ -18,7 +18,7 @@ import hubsae  # noqa: F401  (before mlx: loads the BLAS)
 
 # isort: split
 from bench_peers import peak_mb
-from bench_survey import dictionary
+from bench_survey import add_arguments, dictionary
 
 from hubsae import InterpretableModel, tokens
 from hubsae.backend import describe
@@ -31,11 +31,7 @@ _SINCE = "() => performance.now()"  # since the navigation began
 def main() -> None:
     """Build a dashboard, and look at it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--texts", required=True)
-    parser.add_argument("--layer", type=int, default=1)
-    parser.add_argument("--features", type=int, default=32_768)
-    parser.add_argument("--k", type=int, default=64)
+    add_arguments(parser)
     parser.add_argument("--tokens", type=int, default=500_000)
     parser.add_argument("--browser", default="/usr/bin/chromium")
     options = parser.parse_args()

@@ -30,6 +30,15 @@ _ROWS = 2048
 _TOP = 20
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the dictionary is made of."""
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--texts", required=True)
+    parser.add_argument("--layer", type=int, default=1)
+    parser.add_argument("--features", type=int, default=32_768)
+    parser.add_argument("--k", type=int, default=64)
+
+
 def dictionary(model: InterpretableModel, texts: Any, options: argparse.Namespace) -> SAE:
     """An SAE whose feature f fires on what looks like row f of the texts."""
     site = f"layers.{options.layer}.residual"
@@ -76,11 +85,7 @@ def by_dense_codes(sae: SAE, model: InterpretableModel, texts: Any, n_tokens: in
 def main() -> None:
     """Measure one way, or both in processes of their own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--texts", required=True)
-    parser.add_argument("--layer", type=int, default=1)
-    parser.add_argument("--features", type=int, default=32_768)
-    parser.add_argument("--k", type=int, default=64)
+    add_arguments(parser)
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--dense-tokens", type=int, default=20_000)
     parser.add_argument("--way", choices=("both", "sparse", "dense"), default="both")

@@ -21,8 +21,7 @@ from conftest import random_sae
 from site_parts import HOSTILE, HOSTILE_LABEL, hostile
 
 from hubsae import SurveyConfig, find_feature_circuits
-from hubsae.dashboard.build import AnalysedText, Dashboard
-from hubsae.dashboard.page_data import Column, Pairs, Side
+from hubsae.dashboard import AnalysedText, Column, Dashboard, Pairs, Side
 from hubsae.features import Label
 from hubsae.tables import plain
 from hubsae.text_analysis import analyze_text

@@ -10,9 +10,8 @@ from conftest import random_sae
 from site_parts import HOSTILE, HOSTILE_LABEL, data_of, hostile
 
 from hubsae import SurveyConfig, train_crosscoder
-from hubsae.dashboard.build import AnalysedText, Dashboard
+from hubsae.dashboard import AnalysedText, Column, Dashboard, Pairs, Side
 from hubsae.dashboard.feature_data import SHARD, closest_groups
-from hubsae.dashboard.page_data import Column, Pairs, Side
 from hubsae.dashboard.shards import short
 from hubsae.errors import ArtifactError, ConfigError, DataError, HubsaeWarning
 from hubsae.features import Label
