@@ -7,7 +7,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
 from hubsae.attribution import Passes, ablated, edge_attributions, node_effects
 from hubsae.dictionary import Dictionary
@@ -338,7 +337,9 @@ def _agreement(edges: Sequence[CircuitEdge], checks: Sequence[tuple[np.ndarray, 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
-    found: Any = scipy.stats.spearmanr(a, b)
+    from scipy.stats import spearmanr  # takes half a second to import
+
+    found: Any = spearmanr(a, b)
     return float(found.statistic)
 
 
