@@ -41,7 +41,7 @@ def as_type(value: Any, wanted: type, name: str) -> Any:
             return operator.index(value)
         if wanted is float and not isinstance(value, str) and math.isfinite(value):
             return float(value)
-    except TypeError:
+    except (TypeError, OverflowError):
         pass
     if isinstance(value, wanted) and wanted in (bool, str, dict):
         return value

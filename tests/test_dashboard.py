@@ -60,7 +60,7 @@ def test_the_list_says_of_every_feature_what_is_known(site, sae):
     for i in (0, 11, 50, 299):
         assert [found["strings"][k] for k in found["tokens"][i]] == [plain(t) for t in known.top_tokens(i)]
     top = known.examples(50, "top", 1)[0]
-    assert found["before"][50] == plain("".join(top.tokens[max(0, top.at - 8) : top.at]))
+    assert found["context"][50] == plain("".join(top.tokens[max(0, top.at - 8) : top.at + 1]))
 
 
 def test_parts_hold_every_feature_once_with_its_numbers_and_neighbours(site, sae):
@@ -234,10 +234,17 @@ def test_pairs_stand_with_all_their_numbers(sae):
     }
     assert part(site, "about")["title"] == "layers.1.residual and other"
     assert "data/1/list.js" in site.files
+    lazy = Pairs((i for i in (3, 4)), (i for i in (7, 8)), columns, "matched")  # type: ignore
+    assert part(Dashboard.of(sides, pairs=lazy), "pairs") == part(site, "pairs")
+    with pytest.raises(DataError, match="needs a dictionary"):
+        Dashboard.of([])
     for pairs, why in (
         (Pairs([3], [7, 8], columns), "different lengths"),
         (Pairs([3, 4], [7, 800], columns), "feature 800"),
         (Pairs([3, 4], [7, 8], []), "at least one column"),
+        (Pairs([3, 4], [7, 8], [Column("a", "a", ["x", "y"])]), "holds no numbers"),
+        (Pairs([3, 4], [7, 8], [Column("a", "a", [[1, 2], [3, 4]])]), "different lengths"),
+        (Pairs([3, 4.5], [7, 8], columns), "feature 4.5"),  # type: ignore
     ):
         with pytest.raises(DataError, match=why):
             Dashboard.of(sides, pairs=pairs)
@@ -309,6 +316,37 @@ def test_folders_of_something_else_are_refused(site, tmp_path):
     with pytest.raises(ArtifactError, match="is a file"):
         site.write(tmp_path / "thesis.tex")
     assert {p.name for p in tmp_path.iterdir()} == {"thesis.tex", "index.html"}
+    for folder in (tmp_path / ("x" * 300), "~no-such-user/x"):
+        with pytest.raises(ArtifactError, match="no site can be written"):
+            site.write(folder)
+    for nothing in (None, "", 5, "\0x"):
+        with pytest.raises(ConfigError, match="expected the path"):
+            site.write(nothing)
+
+
+def test_links_and_other_peoples_files_in_a_site_are_left_alone(site, tmp_path):
+    folder = site.write(tmp_path / "site")
+    (folder / "data" / "mine.js").write_text("mine")
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "list.js").write_text("precious")
+    (folder / "data" / "9").symlink_to(project)
+    site.write(folder)
+    assert (folder / "data" / "mine.js").read_text() == "mine"
+    assert (project / "list.js").read_text() == "precious"
+    before = {path: path.read_bytes() for path in folder.rglob("*.js")}
+    for name, change in (
+        ("data", lambda path: path.rename(tmp_path / "moved") and path.symlink_to(tmp_path / "moved")),
+        ("site.css", lambda path: path.unlink() or path.mkdir()),
+        ("data/0", lambda path: path.rename(tmp_path / "old") and path.write_text("a file")),
+    ):
+        other = site.write(tmp_path / f"site-{name.replace('/', '-')}")
+        change(other / name)
+        with pytest.raises(ArtifactError, match="is a link, or no"):
+            site.write(other)
+        if name == "data":
+            (tmp_path / "moved").rename(tmp_path / "kept")
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 def test_numbers_alone_make_a_site_that_says_so(sae):
@@ -325,6 +363,32 @@ def test_numbers_alone_make_a_site_that_says_so(sae):
         found.make_dashboard(["some", "texts"])
     with pytest.raises(ConfigError, match="bound to no model"), pytest.warns(HubsaeWarning):
         found.make_dashboard(texts=["a text"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"texts": "Paris"}, "expected a list of texts"),
+        ({"texts": 5}, "expected a list of texts"),
+        ({"texts": ["\ud800 x"]}, "half a character"),
+        ({"circuits": 5}, "find_feature_circuits"),
+        ({"circuits": [1]}, "find_feature_circuits"),
+        ({"title": 5}, "title=5"),
+    ],
+)
+def test_arguments_that_are_none_are_explained(sae, arguments, why):
+    with pytest.raises((ConfigError, DataError), match=why):
+        sae.make_dashboard(**arguments)
+
+
+def test_bars_of_the_density_hold_what_lies_beyond_them():
+    from hubsae.dashboard.page_data import density
+    from hubsae.features import Features
+
+    zeros = np.zeros(4)
+    columns = {"n_active": np.array([1, 3_000_000, 0, 30]), "mean": zeros, "std": zeros, "maximum": zeros}
+    found = density(Features(columns, {"n_tokens": 3_000_000, "n_documents": 1}))
+    assert (found["counts"][0], found["counts"][-1], sum(found["counts"]), found["never"]) == (1, 1, 3, 1)
 
 
 def test_damaged_examples_are_refused(sae):

@@ -178,6 +178,42 @@ def test_a_question_needs_the_key_and_the_pages_of_this_server(echo):
     assert request(echo, "GET", "/data/about.js")[0] == 200  # and it goes on
 
 
+def test_a_ticket_gives_the_key_once(echo):
+    address = echo.ticket()
+    assert echo.token not in address
+    path = address.split(str(echo.port))[1]
+    assert request(echo, "GET", path + "x")[0] == 404
+    assert request(echo, "HEAD", path)[0] == 404
+    assert request(echo, "GET", path, host="evil.example")[0] == 403
+    status, headers, _ = request(echo, "GET", path)
+    assert (status, headers["Location"]) == (303, f"/#token={echo.token}")
+    assert request(echo, "GET", path)[0] == 404
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"GET / HTTP/1.1\r\nHost: HERE\r\nContent-Length: 5\r\n\r\nGET /",
+        b"POST /api/echo HTTP/1.1\r\nHost: HERE\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n{}",
+        b"POST /api/echo HTTP/1.1\r\nHost: HERE\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: HERE\r\nHost: evil.example\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"OPTIONS / HTTP/1.1\r\nHost: evil.example\r\n\r\n",
+        b"<script> /\r\n\r\n",
+    ],
+)
+def test_strange_requests_get_one_refusal_and_the_connection_ends(echo, raw):
+    with socket.create_connection(("127.0.0.1", echo.port), timeout=10) as connection:
+        connection.sendall(raw.replace(b"HERE", f"127.0.0.1:{echo.port}".encode()))
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+    assert answer.count(b"HTTP/1.1 ") + answer.count(b'{"error"') in (1, 2)
+    assert b" 200 " not in answer.split(b"\r\n")[0]
+    if answer.startswith(b"HTTP"):
+        assert b"Content-Security-Policy" in answer
+
+
 @pytest.mark.parametrize(
     ("changes", "status"),
     [
@@ -297,6 +333,8 @@ def np_argmax(values):
         ({"prompt": ""}, "expected 1 to"),
         ({"prompt": "x" * (MAX_LETTERS + 1)}, "expected 1 to"),
         ({"prompt": 5}, "prompt="),
+        ({"prompt": "\ud800"}, "half a character"),
+        ({"changes": [{"mode": "add", "feature": 1, "strength": 10**400}]}, "strength="),
         ({"max_tokens": 0}, "max_tokens=0"),
         ({"max_tokens": 10**6}, "max_tokens=1000000"),
         ({"max_tokens": 2.5}, "max_tokens="),

@@ -105,6 +105,40 @@ def test_a_second_push_takes_away_what_a_larger_site_had_and_keeps_an_edited_car
     assert len(alice.commits("alice/dash", repo_type="space")) == n  # unchanged: no commit
 
 
+def test_other_sites_are_not_overwritten(sae, alice):
+    site = sae.make_dashboard()
+    for name, files in (
+        ("cv", {"README.md": b"---\nsdk: static\n---\nMy CV", "index.html": b"<h1>me</h1>", "style.css": b"mine"}),
+        (
+            "app",
+            {"index.html": b"<h1>points</h1>", "site.css": b"mine", "data/points.csv": b"1", "data/deep/x.json": b"2"},
+        ),
+        ("files", {"README.md": b"---\nsdk: static\n---\n", "data/points.csv": b"1"}),
+    ):
+        alice.put(f"alice/{name}", files, repo_type="space")
+        with pytest.raises(HubError, match="Nothing was sent"):
+            space.push(site, f"alice/{name}")
+        now = alice.files(f"alice/{name}", repo_type="space")
+        assert {path: now[path] for path in files} == files
+    space.push(site, "alice/dash")
+    alice.put("alice/dash", {"data/points.csv": b"1", "data/0/mine.js": b"2"}, repo_type="space")
+    space.push(site, "alice/dash")
+    assert {"data/points.csv", "data/0/mine.js"} <= set(alice.files("alice/dash", repo_type="space"))
+
+
+def test_what_not_everybody_sees_is_linked_from_nowhere(published, alice):
+    before = alice.head("alice/words")
+    published.push_dashboard("alice/secret", private=True)
+    published.push_dashboard("alice/proposed", create_pr=True)
+    assert alice.head("alice/words") == before
+    assert "dashboard" not in published.statistics
+    assert "index.html" in alice.files(
+        "alice/proposed", repo_type="space"
+    )  # the Hub's own: the site waits in a request
+    assert b"hubsae" not in alice.files("alice/proposed", repo_type="space")["index.html"]
+    assert b"hubsae" in alice.files("alice/proposed", "refs/pr/1", repo_type="space")["index.html"]
+
+
 def test_spaces_of_another_kind_and_public_ones_are_not_touched(sae, alice):
     site = sae.make_dashboard()
     alice.put("alice/app", {"README.md": b"---\nsdk: gradio\n---\n", "app.py": b"run()"}, repo_type="space")

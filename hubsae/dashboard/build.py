@@ -1,17 +1,18 @@
 """A site as a mapping from paths to bytes: read part by part by a server, or written whole into a folder."""
 
 import importlib.resources
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from hubsae.circuits import Circuit
 from hubsae.dashboard import feature_data, page_data
 from hubsae.dashboard.page_data import Pairs, Side
 from hubsae.dashboard.shards import script
-from hubsae.errors import ArtifactError
+from hubsae.errors import ArtifactError, ConfigError, DataError
 from hubsae.store import staged
 from hubsae.survey import fingerprint, same_marks
 from hubsae.tables import plain
@@ -19,6 +20,8 @@ from hubsae.text_analysis import TextAnalysis
 
 LIVE = "data/live.js"
 _INDEX = "index.html"
+_SUFFIXES = (".html", ".css", ".js")
+_PART = re.compile(r"data/(about|live|texts|pairs|circuit-\d+|\d+/(list|together|features-\d+))\.js")
 _MARK = '<meta name="generator" content="hubsae">'
 _SCRIPTS = (
     *("elements", "data", "marks", "charts", "overview", "rows", "list", "feature"),
@@ -57,8 +60,13 @@ class Dashboard:
 
         texts: analysed ones, to be shown as heat maps; circuits: to be shown as graphs whose nodes lead to features.
         """
+        if not sides:
+            raise DataError("a dashboard needs a dictionary")
         if pairs is not None:
-            pairs.check(sides)
+            pairs = pairs.checked(sides)
+        if title is not None and not isinstance(title, str):
+            raise ConfigError(f"title={title!r}: expected a text")
+        circuits = check_circuits(circuits)
         name = title or " and ".join(side.name for side in sides[: 2 if pairs else 1])
         data: dict[str, Callable[[], object]] = {
             "about": partial(page_data.about, sides, name, texts, circuits, pairs),
@@ -88,11 +96,16 @@ class Dashboard:
         """
         from tqdm import tqdm
 
-        target = _check_folder(Path(folder).expanduser().absolute())
-        old = tuple(str(path.relative_to(target)) for path in (target / "data").rglob("*.js"))
-        with staged(target, whole=old) as stage:
-            for path, make in tqdm(self.files.items(), desc="site", unit="file", disable=not progress):
-                _write(stage / path, make())
+        target = _check_folder(folder, self.files)
+        own = (path for path in (target / "data").rglob("*.js") if not path.parent.is_symlink())
+        old = tuple(name for path in own if is_part(name := path.relative_to(target).as_posix()))
+        try:
+            with staged(target, whole=old) as stage:
+                for path, make in tqdm(self.files.items(), desc="site", unit="file", disable=not progress):
+                    (stage / path).parent.mkdir(parents=True, exist_ok=True)
+                    (stage / path).write_bytes(make())
+        except OSError as error:
+            raise ArtifactError(f"{target}: the site cannot be written ({error})") from error
         return target
 
 
@@ -143,17 +156,39 @@ def _site_script() -> bytes:
     return f'(() => {{\n"use strict";\n{body}}})();\n'.encode()
 
 
-def _check_folder(target: Path) -> Path:
-    if target.is_file():
-        raise ArtifactError(f"{target} is a file; give a folder to write the site to")
-    index = target / _INDEX
-    there = [path.name for path in target.iterdir() if not path.name.startswith(".")] if target.is_dir() else []
-    ours = index.is_file() and _MARK in index.read_text(encoding="utf-8", errors="replace")
+def check_circuits(circuits: Any) -> tuple[Circuit, ...]:
+    """Circuits as a tuple; `DataError` for anything else."""
+    if not isinstance(circuits, Sequence) or not all(isinstance(circuit, Circuit) for circuit in circuits):
+        raise DataError("circuits: expected a list of what find_feature_circuits returns")
+    return tuple(circuits)
+
+
+def is_ours(page: str) -> bool:
+    """Whether an index.html is that of a dashboard."""
+    return _MARK in page
+
+
+def is_part(path: str) -> bool:
+    """Whether a path of a site is that of a part of a dashboard's data."""
+    return bool(_PART.fullmatch(path))
+
+
+def _check_folder(folder: str | Path, files: Mapping[str, object]) -> Path:
+    """Where a site is written, absolute; `ArtifactError` where anything else would be lost or cannot be replaced."""
+    if not isinstance(folder, str | Path) or not str(folder) or "\0" in str(folder):
+        raise ConfigError(f"{folder!r}: expected the path of a folder to write the site to")
+    try:
+        target = Path(folder).expanduser().absolute()
+        if target.is_file():
+            raise ArtifactError(f"{target} is a file; give a folder to write the site to")
+        there = [path.name for path in target.iterdir() if not path.name.startswith(".")] if target.is_dir() else []
+        index = target / _INDEX
+        ours = index.is_file() and is_ours(index.read_text(encoding="utf-8", errors="replace"))
+        for path in {target / part for name in files for part in (name, *map(str, Path(name).parents[:-1]))}:
+            if path.is_symlink() or (path.exists() and path.is_dir() == (path.suffix in _SUFFIXES)):
+                raise ArtifactError(f"{path} is a link, or no {'file' if path.suffix else 'folder'}; give a new folder")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ArtifactError(f"{str(folder)[:200]!r}: no site can be written there ({error})") from error
     if there and not ours:
         raise ArtifactError(f"{target} holds other files ({', '.join(sorted(there)[:5])}); give a new or empty folder")
     return target
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)

@@ -26,7 +26,7 @@ def list_data(features: Features) -> dict[str, Any]:
         "mean": short(features.mean),
         "max": short(features.maximum),
         "tokens": tokens,
-        "before": _before(features),
+        "context": _contexts(features),
         "promoted": _promoted(features, strings),
         "labelled": [[i, plain(label.text), label.score] for i, label in labels],
         "shares": _shares(features),
@@ -34,8 +34,8 @@ def list_data(features: Features) -> dict[str, Any]:
     }
 
 
-def _before(features: Features) -> list[str]:
-    """Of every feature the few tokens up to the one where its value is largest."""
+def _contexts(features: Features) -> list[str]:
+    """Of every feature the few tokens that lead to the one where its value is largest, and that one."""
     if not features.has_examples:
         return [""] * len(features)
     width = int(features.info["window"])
@@ -43,7 +43,7 @@ def _before(features: Features) -> list[str]:
     tokens = features.columns["top_tokens"][:, :width].tolist()
     shown = []
     for first, last, ids in zip(value.tolist(), at.tolist(), tokens, strict=True):
-        window = ids[max(0, last - _CONTEXT) : last] if first > 0 else []
+        window = ids[max(0, last - _CONTEXT) : last + 1] if first > 0 else []
         shown.append(plain("".join(features.vocabulary.get(i, "�") for i in window)))
     return shown
 

@@ -1,7 +1,7 @@
 """The dashboard as methods of a dictionary."""
 
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from huggingface_hub import CommitInfo
 from hubsae import survey, text_analysis
 from hubsae.circuits import Circuit
 from hubsae.dashboard import space
-from hubsae.dashboard.build import AnalysedText, Dashboard
+from hubsae.dashboard.build import AnalysedText, Dashboard, check_circuits
 from hubsae.dashboard.live import Live
 from hubsae.dashboard.page_data import Side
 from hubsae.dashboard.server import LocalServer
@@ -45,7 +45,10 @@ class WithDashboard(Questions):
             raise DataError("nothing is known of its features yet; give validation_dataset=texts (or --texts)")
         if not known.has_examples:
             warn("only numbers are known of its features; validation_dataset=texts adds examples and neighbours")
+        circuits = check_circuits(circuits)
         sides = [Side.of(self, known), *self._others(circuits)]
+        if isinstance(texts, str) or not isinstance(texts, Iterable | None):
+            raise DataError(f"texts is a {type(texts).__name__}: expected a list of texts")
         if texts is None and validation_dataset is not None and isinstance(validation_dataset, list | tuple):
             long = (text for text in validation_dataset if isinstance(text, str) and len(text) > 40)
             texts = [text[:_LETTERS].rsplit(" ", 1)[0] for text in islice(long, _TEXTS)]
@@ -93,7 +96,7 @@ class WithDashboard(Questions):
         if not any(with_models):
             say("bind a model to type texts and to steer")
         if open_browser:
-            webbrowser.open(server.address)
+            webbrowser.open(server.ticket())
         server.run()
 
     def _models_at_hand(self, dictionary: Any, model: Any) -> Any:
@@ -133,14 +136,17 @@ class WithDashboard(Questions):
     ) -> CommitInfo:
         """Publish its site as a static Space, which links to the dictionary; one commit.
 
-        A dictionary that was loaded from the Hub gets the link to the Space on its card there, in a commit of its own;
-        one that was not gets it when it is pushed. Pieces of the analysed texts are published with the site.
+        A dictionary that was loaded from the Hub gets the link to the Space on its card on main, in a commit of its
+        own; one that was not gets it when it is pushed. A private Space and a pull request are linked from nowhere.
+        Pieces of the analysed texts are published with the site.
         """
         space.check_repo_id(repo_id)
         site = self.make_dashboard(validation_dataset, model=model, texts=texts, circuits=circuits, title=title)
         commit = space.push(site, repo_id, private=private, token=token, create_pr=create_pr, progress=progress)
-        self.statistics["dashboard"] = commit.repo_url.repo_id
-        self._link_back(commit.repo_url.repo_id, token)
+        repo_id = commit.repo_url.repo_id
+        if not create_pr and space.is_public(repo_id, token):
+            self.statistics = {**self.statistics, "dashboard": repo_id}
+            self._link_back(repo_id, token)
         return commit
 
     def _link_back(self, space_id: str, token: str | None) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -13,7 +13,7 @@ from hubsae.dashboard.feature_data import SHARD
 from hubsae.dashboard.shards import short
 from hubsae.dictionary import Dictionary
 from hubsae.errors import DataError
-from hubsae.features import Features
+from hubsae.features import Features, check_features
 from hubsae.hub_client import library_version
 from hubsae.identity import BaseModel
 from hubsae.tables import plain
@@ -64,16 +64,26 @@ class Pairs:
     columns: Sequence[Column]
     note: str = ""
 
-    def check(self, sides: Sequence[Side]) -> None:
-        """Raise `DataError` where lengths differ, features do not exist, or there are not two dictionaries."""
+    def checked(self, sides: Sequence[Side]) -> "Pairs":
+        """The same as lists and arrays.
+
+        Raises `DataError` where lengths differ, features do not exist, values are no numbers, or there are not two
+        dictionaries.
+        """
         if len(sides) < 2 or not self.columns:
             raise DataError("pairs need two dictionaries, and at least one column of numbers")
-        for ids, side in zip((self.a, self.b), sides, strict=False):
-            for feature in ids:
-                side.features.check(feature)
-        lengths = {len(self.a), len(self.b), *(len(column.values) for column in self.columns)}
-        if len(lengths) > 1:
-            raise DataError(f"pairs have columns of different lengths: {sorted(lengths)}")
+        a, b = (check_features(ids, len(side.features)) for ids, side in zip((self.a, self.b), sides, strict=False))
+        columns = []
+        for column in self.columns:
+            try:
+                values = np.array(column.values, np.float64)
+            except (TypeError, ValueError) as error:
+                raise DataError(f"column {column.name!r} of the pairs holds no numbers: {error}") from error
+            columns.append(replace(column, values=values))
+        shapes = {(len(a),), (len(b),), *(column.values.shape for column in columns)}
+        if len(shapes) > 1:
+            raise DataError(f"pairs have columns of different lengths: {sorted(shapes)}")
+        return Pairs(a, b, columns, self.note)
 
 
 def about(sides: Sequence[Side], title: str, texts: Sequence[Any], circuits: Sequence[Circuit], pairs: Any) -> dict:
@@ -111,6 +121,7 @@ def _side(side: Side) -> dict[str, Any]:
         "n_documents": int(features.info["n_documents"]),
         "data": plain(features.data),
         "trained_on": plain(str(trained)) if trained else None,
+        "context": c.token_config().context_size if c.tokens else None,
         "has_examples": features.has_examples,
         "has_cofiring": "cofiring_ids" in features.columns,
         "n_labelled": len(features.labels),

@@ -24,6 +24,7 @@ from hubsae.settings import as_type
 Action = Callable[[dict], dict]
 LOOPBACK = "127.0.0.1"
 _MAX_QUESTION = 1 << 16  # bytes
+_OPEN = "/open/"
 _MAX_WAITING = 4
 _PATIENCE_S = 600
 _KEPT_FILES = 32
@@ -55,6 +56,7 @@ class LocalServer:
             raise ConfigError(f"port={port}: expected 0 (any free one) to 65535")
         self.dashboard, self.actions = dashboard, dict(actions or {})
         self.token = secrets.token_urlsafe(32)
+        self._ticket: str | None = None
         self._made = lru_cache(_KEPT_FILES)(lambda path: dashboard.files[path]())
         self._jobs: queue.Queue[tuple[Action, dict, Future] | None] = queue.Queue()
         try:
@@ -72,6 +74,21 @@ class LocalServer:
     def address(self) -> str:
         """Where it is, with the key for what costs compute, if anything does."""
         return f"http://{LOOPBACK}:{self.port}/" + (f"#token={self.token}" if self.actions else "")
+
+    def ticket(self) -> str:
+        """An address for the browser that gives the key once: command lines of programs are seen by other users."""
+        if not self.actions:
+            return self.address
+        self._ticket = secrets.token_urlsafe(32)
+        return f"http://{LOOPBACK}:{self.port}{_OPEN}{self._ticket}"
+
+    def redeem(self, ticket: str) -> bool:
+        """Whether a ticket is good; only the first time."""
+        known, self._ticket = self._ticket, None
+        if known is None or not secrets.compare_digest(known.encode(), ticket.encode()):
+            self._ticket = known
+            return False
+        return True
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -142,6 +159,10 @@ class _Refused(Exception):
         self.status = status
 
 
+class _Moved(Exception):
+    """The answer is elsewhere."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "hubsae", ""
@@ -158,19 +179,26 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply(self._answer)
 
     def _reply(self, make: Callable[[], tuple[bytes, str]]) -> None:
+        headers = {}
         try:
             self._check_host()
             content, kind = make()
             status = 200
+        except _Moved as moved:
+            status, (content, kind), headers = 303, (b"", "text/plain"), {"Location": str(moved)}
         except _Refused as refused:
             status, (content, kind) = refused.status, _problem(str(refused))
-            self.close_connection = True  # what was sent with it may not have been read
         except HubsaeError as error:
             status, (content, kind) = 400, _problem(str(error))
         except Exception as error:
             status, (content, kind) = 500, _problem(f"hubsae failed: {type(error).__name__}: {error}")
+        self._send(status, content, kind, headers)
+
+    def _send(self, status: int, content: bytes, kind: str, headers: Mapping[str, str] | None = None) -> None:
+        self.close_connection |= status != 200  # what was sent with it may not have been read
         self.send_response(status)
-        for name, value in {**_HEADERS, "Content-Type": kind, "Content-Length": str(len(content))}.items():
+        own = {**_HEADERS, "Content-Type": kind, "Content-Length": str(len(content)), **(headers or {})}
+        for name, value in own.items():
             self.send_header(name, value)
         if self.close_connection:
             self.send_header("Connection", "close")
@@ -178,7 +206,15 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What cannot be understood as a request is refused like everything else."""
+        self._send(code, *_problem(message or "this is no request that is answered here"))
+
     def _check_host(self) -> None:
+        length = self.headers.get("Content-Length", "0")
+        if "Transfer-Encoding" in self.headers or (self.command != "POST" and length != "0"):
+            self.close_connection = True
+            raise _Refused(400, "no body is taken here")
         if self.headers.get_all("Host") not in [[host] for host in self.server.owner.hosts]:
             raise _Refused(403, "this server answers to its own address alone")
         site = self.headers.get("Sec-Fetch-Site", "same-origin")
@@ -189,6 +225,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self) -> tuple[bytes, str]:
         path = self.path.split("?")[0].removeprefix("/") or "index.html"
         owner = self.server.owner
+        if self.path.startswith(_OPEN) and self.command == "GET" and owner.redeem(self.path.removeprefix(_OPEN)):
+            raise _Moved(f"/#token={owner.token}")
         if path not in owner.dashboard.files:
             raise _Refused(404, "there is no such file")
         return owner.read(path), _TYPES[path.rsplit(".", 1)[-1]]
@@ -210,7 +248,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get_content_type() != "application/json":
             raise _Refused(415, "questions are JSON")
         length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdigit()) or int(length) > _MAX_QUESTION:
+        if not (length.isascii() and length.isdigit() and len(length) < 9) or int(length) > _MAX_QUESTION:
             raise _Refused(413, f"a question has at most {_MAX_QUESTION:,} bytes")
         try:
             question = json.loads(self.rfile.read(int(length)))

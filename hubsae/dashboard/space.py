@@ -1,5 +1,6 @@
 """A dashboard as a static Space on the Hub, with its card; one commit a push."""
 
+import glob
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -7,14 +8,16 @@ from typing import Any
 from huggingface_hub import CommitInfo, SpaceCardData, hf_hub_download
 
 from hubsae import render
-from hubsae.dashboard.build import Dashboard
+from hubsae.dashboard.build import Dashboard, is_ours, is_part
 from hubsae.dashboard.page_data import HUB, Side
 from hubsae.errors import ConfigError, HubError
 from hubsae.hub_client import hub_api, hub_errors
 from hubsae.store import CARD
 from hubsae.tables import plain
 
-_TEMPLATE = "dashboard.md"
+_CARD_TEMPLATE = "dashboard.md"
+_TEMPLATE = {".gitattributes", CARD, "index.html", "style.css"}
+_WELCOME = "Welcome to your static Space!"  # on the page that the Hub puts into a new one
 
 
 def push(
@@ -31,7 +34,8 @@ def push(
     """Publish a dashboard as a static Space in one commit; creates the Space where it is missing.
 
     What an earlier dashboard there had and this one has not is removed. A card that people edited is kept as `card`
-    says. Raises `HubError`, also for a Space that is no static one, and for a public one where `private` is wanted.
+    says. Raises `HubError`, also for a Space that is no static one or holds another site, and for a public one where
+    `private` is wanted.
     """
     api = hub_api(token)
     with hub_errors(repo_id):
@@ -46,13 +50,12 @@ def push(
         if private and not info.private:
             raise HubError(f"{repo_id} exists and is public; private=True does not change that. Nothing was sent")
         files = {file.rfilename for file in info.siblings or []}
+        is_new = _is_new(repo_id, files, info.sha, token)
         with tempfile.TemporaryDirectory() as temporary:
             folder = dashboard.write(Path(temporary, "site"), progress)
-            old = None
-            if CARD in files and not _is_new(files):
-                path = hf_hub_download(repo_id, CARD, repo_type="space", revision=info.sha, token=token)
-                old = Path(path).read_text(encoding="utf-8", errors="replace")
+            old = None if is_new or CARD not in files else _text_of(repo_id, CARD, info.sha, token)
             (folder / CARD).write_text(render.merge(old, make_card(dashboard), card), encoding="utf-8")
+            gone = [path for path in files if is_part(path) and path not in dashboard.files]
             return api.upload_folder(
                 repo_id=repo_id,
                 repo_type="space",
@@ -60,13 +63,29 @@ def push(
                 commit_message=commit_message,
                 create_pr=create_pr,
                 parent_commit=info.sha,
-                delete_patterns=["data/*", "style.css"] if _is_new(files) else ["data/*"],
+                delete_patterns=[*map(glob.escape, gone), *(["style.css"] if is_new else [])] or None,
             )
 
 
-def _is_new(files: set[str]) -> bool:
-    """Whether a Space holds nothing but what the Hub itself puts into a new static one."""
-    return files <= {".gitattributes", CARD, "index.html", "style.css"}
+def _is_new(repo_id: str, files: set[str], revision: str | None, token: str | None) -> bool:
+    """Whether a Space holds only what the Hub puts into a new one; `HubError` where it holds another site."""
+    if "index.html" not in files:
+        if others := sorted(files - {".gitattributes", CARD}):
+            raise HubError(
+                f"{repo_id} holds {', '.join(others[:5])}, and no dashboard. Nothing was sent; give another name"
+            )
+        return True
+    page = _text_of(repo_id, "index.html", revision, token)
+    if is_ours(page):
+        return False
+    if files <= _TEMPLATE and _WELCOME in page:
+        return True
+    raise HubError(f"{repo_id} holds another site than a dashboard. Nothing was sent; give another name")
+
+
+def _text_of(repo_id: str, name: str, revision: str | None, token: str | None) -> str:
+    path = hf_hub_download(repo_id, name, repo_type="space", revision=revision, token=token)
+    return Path(path).read_text(encoding="utf-8", errors="replace")
 
 
 def make_card(dashboard: Dashboard) -> str:
@@ -86,7 +105,7 @@ def make_card(dashboard: Dashboard) -> str:
         tags=["hubsae", "mechanistic-interpretability", *kinds],
         models=list(dict.fromkeys(model for model in models if model)) or None,
     )
-    body = render.fill(_TEMPLATE, {"title": plain(dashboard.title), "sides": sides, "hub": HUB})
+    body = render.fill(_CARD_TEMPLATE, {"title": plain(dashboard.title), "sides": sides, "hub": HUB})
     return render.sign(f"---\n{data.to_yaml()}\n---\n\n{body}")
 
 
@@ -103,6 +122,12 @@ def _described(side: Side) -> dict[str, Any]:
         "revision": source.revision if source else None,
         "bases": [base.repo_id for base in dictionary.base_models if base.repo_id],
     }
+
+
+def is_public(repo_id: str, token: str | None = None) -> bool:
+    """Whether everybody can see a Space."""
+    with hub_errors(repo_id):
+        return not hub_api(token).space_info(repo_id).private
 
 
 def check_repo_id(repo_id: Any) -> str:

@@ -59,10 +59,10 @@ function histogram(title, bars, { every = 1, height = HEIGHT } = {}) {
   );
 }
 
-function leftAxis(values, y, width) {
+function leftAxis(values, y, width, format = number) {
   return values.map((value) => [
     svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(value), y2: y(value) }),
-    svg("text", { x: MARGIN.left - 6, y: y(value) + 4, "text-anchor": "end" }, number(value)),
+    svg("text", { x: MARGIN.left - 6, y: y(value) + 4, "text-anchor": "end" }, format(value)),
   ]);
 }
 
@@ -85,7 +85,7 @@ function curves(title, x, lines, { log = false, xName = "", format = number } = 
     const below = ticks(x[0], x.at(-1), Math.max(2, Math.floor(width / 110))).map((v) =>
       svg("text", { x: xs(v), y: height - 8, "text-anchor": "middle" }, thousands(v)),
     );
-    return frame(width, height, title, [leftAxis(marksOfY, y, width), below, paths, readers(x, lines, xs, height, xName, format)]);
+    return frame(width, height, title, [leftAxis(marksOfY, y, width, format), below, paths, readers(x, lines, xs, height, xName, format)]);
   };
   return chart([title, legend], draw);
 }
@@ -103,12 +103,16 @@ function readers(x, lines, xs, height, xName, format) {
   });
 }
 
+// 1, 10, 100 ..., with 2 and 5 between where there are few; low and high are powers of ten.
 function decades(low, high) {
   const found = [];
-  for (let k = Math.ceil(low); k <= high; k++) found.push(10 ** k);
-  if (found.length > 1) return found;
-  const a = 10 ** low, b = 10 ** high;
-  return ticks(a, b).filter((v) => v >= a && v <= b && v > 0);
+  for (let k = Math.floor(low); k <= high; k++) {
+    for (const m of high - low > 2.5 ? [1] : [1, 2, 5]) {
+      const value = Number((m * 10 ** k).toPrecision(1));
+      if (Math.log10(value) >= low - 1e-9 && Math.log10(value) <= high + 1e-9) found.push(value);
+    }
+  }
+  return found.length > 1 ? found : ticks(10 ** low, 10 ** high);
 }
 
 function thousands(value) {

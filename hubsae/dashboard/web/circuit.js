@@ -1,6 +1,6 @@
 // Which features of one layer drive which of a later one, as a graph.
 
-const NODE = { width: 210, height: 40, gapX: 230, gapY: 14, margin: 12, head: 26, letters: 27 };
+const NODE = { width: 210, height: 40, gapX: 230, leastGap: 60, gapY: 14, margin: 12, head: 26, letters: 27 };
 
 async function circuitPage(_, [which]) {
   const number_ = Number(which || 0);
@@ -29,10 +29,12 @@ function graph(circuit) {
   const columns = layers.map((layer) => circuit.nodes.filter((node) => node.layer === layer));
   const tallest = Math.max(...columns.map((column) => column.length));
   const step = NODE.height + NODE.gapY;
+  const free = (main.clientWidth - 2 * NODE.margin - layers.length * NODE.width) / Math.max(1, layers.length - 1);
+  const across = NODE.width + Math.min(NODE.gapX, Math.max(NODE.leastGap, free - 40));
   const where = new Map();
   const boxes = columns.flatMap((column, k) =>
     column.map((node, i) => {
-      const x = NODE.margin + k * (NODE.width + NODE.gapX);
+      const x = NODE.margin + k * across;
       const y = NODE.head + NODE.margin + i * step + ((tallest - column.length) * step) / 2;
       where.set(nodeKey(node.layer, node.feature), { x, y });
       return box(circuit, node, x, y);
@@ -40,8 +42,8 @@ function graph(circuit) {
   );
   const most = Math.max(...circuit.edges.map((edge) => Math.abs(edge.share)), 1e-9);
   const curvesOf = circuit.edges.map((edge) => curve(edge, where, most, circuit));
-  const heads = layers.map((layer, k) => svg("text", { class: "head", x: NODE.margin + k * (NODE.width + NODE.gapX), y: 20 }, `layer ${layer}`));
-  const width = 2 * NODE.margin + layers.length * NODE.width + (layers.length - 1) * NODE.gapX;
+  const heads = layers.map((layer, k) => svg("text", { class: "head", x: NODE.margin + k * across, y: 20 }, `layer ${layer}`));
+  const width = 2 * NODE.margin + NODE.width + (layers.length - 1) * across;
   const height = NODE.head + 2 * NODE.margin + tallest * step;
   const picture = svg("svg", { class: "graph", width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "graph of the circuit" }, heads, curvesOf, boxes);
   const focus = (event, on) => {

@@ -30,13 +30,17 @@ async function fetchPart(name) {
     const script = document.createElement("script");
     script.src = scripts.createScriptURL(`data/${name}.js`);
     script.addEventListener("load", () => (script.remove(), resolve()));
-    script.addEventListener("error", () => (script.remove(), reject(new Error(`data/${name}.js cannot be read`))));
+    script.addEventListener("error", () => (script.remove(), reject(new Error(`data/${name}.js cannot be read: it is missing, or its server does not answer`))));
     document.head.append(script);
   });
   const packed = arrived.get(name);
   arrived.delete(name);
-  if (packed === undefined) throw new Error(`data/${name}.js is damaged`);
-  return JSON.parse(await inflated(packed));
+  try {
+    return JSON.parse(await inflated(packed));
+  } catch (error) {
+    if (!window.DecompressionStream) throw new Error("this browser is too old to unpack the data", { cause: error });
+    throw new Error(`data/${name}.js is damaged; the site has to be written again`, { cause: error });
+  }
 }
 
 async function inflated(packed) {
@@ -56,10 +60,9 @@ async function loadFeature(side, id) {
 }
 
 async function ask(action, question) {
-  const answer = await fetch(`api/${action}`, {
-    method: "POST",
-    headers: { "Content-Type": "application/json", "X-Hubsae-Token": token() },
-    body: JSON.stringify(question),
+  const headers = { "Content-Type": "application/json", "X-Hubsae-Token": token() };
+  const answer = await fetch(`api/${action}`, { method: "POST", headers, body: JSON.stringify(question) }).catch(() => {
+    throw new Error("The local server does not answer: is it still running?");
   });
   const found = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new Error(found.error || `the server answered ${answer.status}`);

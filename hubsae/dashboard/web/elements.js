@@ -70,6 +70,25 @@ function external(url, text) {
   return el("a", { href: url, rel: "noopener noreferrer", target: "_blank" }, text);
 }
 
+// Arrow keys lead through the elements of a box, of which one can be reached by Tab; `width`: how many make a row.
+function roving(box, elements, width = 1) {
+  let at = 0;
+  const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: width, ArrowUp: -width };
+  for (const [i, node] of elements.entries()) node.setAttribute("tabindex", i ? "-1" : "0");
+  box.addEventListener("keydown", (event) => {
+    const next = elements.indexOf(document.activeElement) + (steps[event.key] || 0);
+    if (!(event.key in steps) || plainKey(event) === false || !elements[next]) return;
+    elements[at].setAttribute("tabindex", "-1");
+    at = next;
+    elements[at].setAttribute("tabindex", "0");
+    elements[at].focus();
+    event.preventDefault();
+    event.stopPropagation();
+  });
+}
+
+const plainKey = (event) => !(event.altKey || event.ctrlKey || event.metaKey);
+
 // One tooltip for whatever bears data-tip; it follows the pointer, the focus, and a tap.
 function startTips() {
   const tip = document.getElementById("tip");

@@ -20,7 +20,7 @@ async function featurePage(side, [text]) {
       featureBody(side, id, feature),
     ],
     key(event) {
-      if (event.target.matches(FIELDS) || event.altKey || event.ctrlKey || event.metaKey) return;
+      if (event.target.matches(FIELDS)) return;
       if (event.key === "ArrowLeft" || event.key === "ArrowRight") location.hash = step(event.key === "ArrowLeft" ? -1 : 1);
     },
   };
@@ -73,7 +73,7 @@ function valueChart(feature) {
 function siteNorms(own, feature) {
   if (!feature.norms || feature.norms.length < 2) return null;
   const all = feature.norms.reduce((a, b) => a + b, 0) || 1;
-  return section("Decoder norm at each site", meters(own.writes.map((site, i) => [el("code", null, site), feature.norms[i] / all, number(feature.norms[i])])));
+  return section("Decoder norm at each site", meters(own.writes.map((site, i) => [el("code", null, site), feature.norms[i] / all, `${number(feature.norms[i])} (${Math.round((100 * feature.norms[i]) / all)} %)`])));
 }
 
 // [[what, share from 0 to 1 (or -1 to 0), said]]
@@ -113,8 +113,8 @@ function exampleSections(own, feature) {
   const { strings } = feature;
   const list = (title, note, found) => found.length > 0 && section(title, el("p", { class: "note" }, note), examples(found, strings, feature.max));
   return [
-    list("Strongest", "Texts with its largest values. Colour is its value on each token, full at the largest of all.", feature.top),
-    list("From strong to weak", "Of the texts of chance, those at equal steps of their values.", feature.quantile.map((i) => feature.random[i])),
-    list("By chance", "Texts of chance among all in which it fires.", feature.random),
+    list("Strongest", "Texts with its largest values; the number belongs to the underlined token. Colour is the value on each token, full at the largest of all.", feature.top),
+    list("From strong to weak", "Of the tokens of chance below, those at equal steps of their values.", feature.quantile.map((i) => feature.random[i])),
+    list("By chance", "Tokens of chance among all on which it fires, each underlined with its text; others there may have larger values.", feature.random),
   ];
 }

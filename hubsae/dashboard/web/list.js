@@ -9,7 +9,7 @@ const ORDERS = {
   share: ["share of the site", (f, i, site) => -(f.shares ? f.shares[site][i] : 0)],
   id: ["number", (_, i) => i],
 };
-const FILTERS = { q: "", sort: "density", state: "firing", from: "", to: "", score: "", site: "0", share: "" };
+const FILTERS = { q: "", sort: "density", back: "", state: "firing", from: "", to: "", score: "", site: "0", share: "" };
 const seenLists = new Map();
 
 async function listPage(side, _, query) {
@@ -21,10 +21,11 @@ async function listPage(side, _, query) {
   const seen = seenLists.get(key) || { chosen: -1, top: 0 };
   seenLists.set(key, seen);
   const count = el("output", { class: "count", "aria-live": "polite" });
+  const heads = el("div", { class: "heads", "aria-hidden": "true" });
   const list = longList({
     seen, label: "features",
     address: (i) => link(side, `feature/${i}`),
-    draw: (i) => featureRow(own, f, i),
+    draw: (i) => featureRow(own, f, i, chosen),
   });
 
   function update(anew) {
@@ -35,22 +36,23 @@ async function listPage(side, _, query) {
     if (anew) history.replaceState(null, "", address);
     list.show(found, anew || seen.address !== address);
     seen.address = address;
+    heads.replaceChildren(...columns(own, f, chosen).map(([name, text]) => el("span", { class: name === shownColumn(chosen) ? "main" : null }, text)));
   }
 
   const bar = filterBar(own, f, chosen, () => update(true));
   return {
     title: "Features",
     class: "wide",
-    body: [el("h1", { class: "hidden" }, "Features"), sidesNav(side, "features"), bar, el("div", { class: "counted" }, count, heads(own)), list.box],
+    body: [el("h1", { class: "hidden" }, "Features"), sidesNav(side, "features"), bar, el("div", { class: "counted" }, count, heads), list.box],
     ready: () => update(false),
-    key(event) {
-      if (event.target.matches(FIELDS)) {
-        if (event.target.type === "search" && ["ArrowDown", "ArrowUp", "Enter"].includes(event.key)) list.onKey(event);
-        return;
-      }
-      if (event.target !== list.box) list.onKey(event);
-    },
+    key: (event) => listKey(event, list),
   };
+}
+
+// Keys that were pressed outside of a list; in its search field only those that lead into it.
+function listKey(event, list) {
+  const { target, key } = event;
+  if (target.matches(FIELDS) ? target.type === "search" && ["ArrowDown", "ArrowUp", "Enter"].includes(key) : target !== list.box) list.onKey(event);
 }
 
 async function loadList(side) {
@@ -59,19 +61,22 @@ async function loadList(side) {
     const own = about.sides[side];
     f.scores = Array(own.n_features).fill(null);
     f.names = f.tokens.map((tokens) => tokens.map((i) => f.strings[i]).join(" | "));
-    f.search = f.names.map((name, i) => [name, ...f.promoted[i].map((k) => f.strings[k])].join("\n").toLowerCase());
+    f.search = f.names.map((_, i) => folded([...[...f.tokens[i], ...f.promoted[i]].map((k) => f.strings[k]), f.context[i]].join("\n")));
     f.labels = new Map();
     for (const [i, text, score] of f.labelled) {
       f.labels.set(i, text);
       f.scores[i] = score;
-      f.search[i] += `\n${text.toLowerCase()}`;
+      f.search[i] += `\n${folded(text)}`;
     }
   }
   return f;
 }
 
-function featuresFor(f, own, { q, sort, state, from, to, score, site, share }) {
-  const wanted = q.toLowerCase().split(/\s+/).filter(Boolean);
+// Without capitals and accents.
+const folded = (text) => text.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCase();
+
+function featuresFor(f, own, { q, sort, back, state, from, to, score, site, share }) {
+  const wanted = folded(q).split(/\s+/).filter(Boolean);
   const limit = (text, scale) => (text === "" || Number.isNaN(Number(text)) ? null : Number(text) * scale);
   const low = limit(from, own.n_tokens / 100), high = limit(to, own.n_tokens / 100);
   const least = limit(score, 1), leastShare = limit(share, 0.01);
@@ -89,7 +94,7 @@ function featuresFor(f, own, { q, sort, state, from, to, score, site, share }) {
     if (wanted.every((word) => fits(word, i))) found.push(i);
   }
   const rank = ORDERS[Object.hasOwn(ORDERS, sort) ? sort : FILTERS.sort][1];
-  const ranks = Float64Array.from({ length: own.n_features }, (_, i) => rank(f, i, site));
+  const ranks = Float64Array.from({ length: own.n_features }, (_, i) => (back ? -1 : 1) * rank(f, i, site));
   const exact = wanted.length === 1 ? Number(wanted[0].replace(/^#/, "")) : NaN;
   return found.sort((a, b) => (b === exact) - (a === exact) || ranks[a] - ranks[b] || a - b);
 }
@@ -124,38 +129,50 @@ function filterBar(own, f, chosen, changed) {
     "div",
     { class: "toolbar", role: "search" },
     search,
-    el("label", null, "order ", choice("sort", orders.map(([name, [text]]) => [name, text]))),
+    el("span", null, el("label", null, "order ", choice("sort", orders.map(([name, [text]]) => [name, text]))), " ", reverse(chosen, changed)),
     el("label", null, "show ", choice("state", states)),
     more,
   );
 }
 
-function heads(own) {
-  return el(
-    "div",
-    { class: "heads", "aria-hidden": "true" },
-    el("span", null, "fires on"),
-    el("span", null, "typical"),
-    el("span", null, "largest"),
-    own.n_labelled > 0 && el("span", null, "score"),
-  );
+function reverse(chosen, changed) {
+  const button = el("button", { type: "button", "aria-label": "the other way round", "aria-pressed": String(Boolean(chosen.back)) }, "⇅");
+  button.addEventListener("click", () => {
+    chosen.back = chosen.back ? "" : "1";
+    button.setAttribute("aria-pressed", String(Boolean(chosen.back)));
+    changed();
+  });
+  return button;
 }
 
-function featureRow(own, f, i) {
+// [name, heading, what is said of feature i] of the numbers in a row.
+function columns(own, f, { sort, site }) {
+  const found = [
+    ["density", "fires on", (i) => (f.n[i] ? percent(f.n[i] / own.n_tokens) : "–")],
+    ["mean", "typical", (i) => number(f.mean[i])],
+    ["max", "largest", (i) => number(f.max[i])],
+  ];
+  if (own.n_labelled) found.push(["score", "score", (i) => (f.scores[i] === null ? "–" : f.scores[i].toFixed(2))]);
+  if (f.shares && sort === "share") found.push(["share", "share of site", (i) => percent(f.shares[site][i], 2)]);
+  return found;
+}
+
+// The only column that a phone shows.
+const shownColumn = ({ sort }) => (["mean", "max", "score", "share"].includes(sort) ? sort : "density");
+
+function featureRow(own, f, i, chosen) {
   const label = f.labels.get(i);
+  const name = label || f.names[i] || (f.n[i] ? "" : "never fires");
   return [
     el("span", { class: "id" }, String(i)),
     el(
       "span",
       { class: "what" },
-      label ? words(label, { class: "name label" }) : words(f.names[i] || (f.n[i] ? "" : "never fires"), { class: f.n[i] ? "name" : "name dead" }),
-      f.before[i] && words(`…${f.before[i]}`, { class: "before" }),
+      words(name, { class: label ? "name label" : f.n[i] ? "name" : "name dead" }),
+      f.context[i] && words(`… ${f.context[i].trimStart()}`, { class: "context" }),
     ),
-    el("span", { class: "bar" }, el("span", { style: { width: `${densityWidth(f.n[i], own.n_tokens)}%` } })),
-    el("span", { class: "n" }, f.n[i] ? percent(f.n[i] / own.n_tokens) : "–"),
-    el("span", { class: "n" }, number(f.mean[i])),
-    el("span", { class: "n" }, number(f.max[i])),
-    own.n_labelled > 0 && el("span", { class: "n" }, f.scores[i] === null ? "–" : f.scores[i].toFixed(2)),
+    el("span", { class: "bar", "data-tip": "how often it fires, on a logarithmic scale" }, el("span", { style: { width: `${densityWidth(f.n[i], own.n_tokens)}%` } })),
+    columns(own, f, chosen).map(([column, , said]) => el("span", { class: column === shownColumn(chosen) ? "n main" : "n" }, said(i))),
   ];
 }
 

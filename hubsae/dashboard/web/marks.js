@@ -28,13 +28,15 @@ function examples(list, strings, top) {
   return el(
     "ol",
     { class: "examples" },
-    list.map(([value, at, document_, tokens, flat]) =>
-      el(
+    list.map(([value, at, document_, tokens, flat]) => {
+      const texts = tokens.map((i) => strings[i]), values = valuesOf(flat);
+      const said = [...values].map(([place, v]) => `${visible(texts[place])} ${number(v)}`).join("\n");
+      return el(
         "li",
-        null,
-        el("span", { class: "value", "data-tip": `largest value here; text ${number(document_)}` }, number(value)),
-        marked(tokens.map((i) => strings[i]), valuesOf(flat), top, at),
-      ),
-    ),
+        { tabindex: 0, "aria-description": said },
+        el("span", { class: "value", "data-tip": `value at the underlined token; text ${number(document_)}` }, number(value)),
+        marked(texts, values, top, at),
+      );
+    }),
   );
 }

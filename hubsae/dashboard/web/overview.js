@@ -83,8 +83,10 @@ function quality(own, m) {
 function densityChart(side, own) {
   const { edges, counts, never } = own.density;
   const bars = counts.map((count, i) => {
-    const range = `${percent(10 ** edges[i])} to ${percent(10 ** edges[i + 1])} of the tokens`;
-    const query = { from: (100 * 10 ** edges[i]).toPrecision(6), to: (100 * 10 ** edges[i + 1]).toPrecision(6) };
+    const range = `${i ? `${percent(10 ** edges[i])} to` : "up to"} ${percent(10 ** edges[i + 1])} of the tokens`;
+    const query = {}; // the first and the last bar hold what lies beyond too
+    if (i) query.from = Number((100 * 10 ** edges[i]).toPrecision(12));
+    if (i < counts.length - 1) query.to = Number((100 * 10 ** edges[i + 1]).toPrecision(12));
     const label = Number.isInteger(edges[i]) ? percent(10 ** edges[i]).replace(" ", "") : "";
     return { label, count, tip: `${number(count)} features fire on ${range}`, href: link(side, "features", query) };
   });

@@ -1,8 +1,8 @@
 // A list of very many rows, of which only those in sight are elements.
 
-const FIELDS = "input, select, textarea, button";
+const FIELDS = "input, select, textarea";
 
-// draw(i) -> children of row i; open(i) -> address. `seen` keeps place and choice between visits.
+// draw(i) -> children of row i; address(i) -> where it leads. `seen` keeps place and choice between visits.
 function longList({ draw, address, seen, label }) {
   const box = el("div", { class: "list", tabindex: 0, role: "listbox", "aria-label": label });
   const inner = el("div", { class: "inner" });
@@ -11,6 +11,7 @@ function longList({ draw, address, seen, label }) {
   const height = () => parseFloat(getComputedStyle(box).getPropertyValue("--row")) || 44;
 
   function render() {
+    if (!box.isConnected || !box.clientHeight) return; // it is being taken away
     const tall = height();
     inner.style.setProperty("height", `${rows.length * tall}px`);
     const first = Math.max(0, Math.floor(box.scrollTop / tall) - 8);
@@ -27,7 +28,6 @@ function longList({ draw, address, seen, label }) {
     inner.replaceChildren(...made);
     if (seen.chosen >= first && seen.chosen < last) box.setAttribute("aria-activedescendant", `row-${seen.chosen}`);
     else box.removeAttribute("aria-activedescendant");
-    seen.top = box.scrollTop;
   }
 
   function choose(i) {
@@ -48,7 +48,11 @@ function longList({ draw, address, seen, label }) {
     event.preventDefault();
   }
 
-  box.addEventListener("scroll", render, { passive: true });
+  const scrolled = () => {
+    if (box.isConnected) seen.top = box.scrollTop;
+    render();
+  };
+  box.addEventListener("scroll", scrolled, { passive: true });
   box.addEventListener("keydown", onKey);
   box.addEventListener("click", (event) => {
     const row = event.target.closest(".row");
@@ -62,6 +66,7 @@ function longList({ draw, address, seen, label }) {
       if (anew) [seen.chosen, seen.top] = [-1, 0];
       inner.style.setProperty("height", `${rows.length * height()}px`);
       box.scrollTop = seen.top || 0;
+      box.classList.toggle("empty", !rows.length);
       render();
     },
     onKey,

@@ -15,7 +15,7 @@ function link(side, page = "", query = {}) {
 
 function address() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
-  const names = path.split("/").map((name) => decodeURIComponent(name));
+  const names = path.split("/");
   const side = names[0] === "of" ? Number(names.splice(0, 2)[1]) : 0;
   return { side, page: names[0] || "", rest: names.slice(1), query: Object.fromEntries(new URLSearchParams(query)) };
 }
@@ -64,6 +64,8 @@ function navigation() {
   document.getElementById("nav").replaceChildren(
     ...items.map(([name, text]) => el("a", { href: link(["pairs", "circuit"].includes(name) ? 0 : at, name), "aria-current": here(name) }, text)),
   );
+  const bar = document.getElementById("nav"), chosen = bar.querySelector("[aria-current]");
+  if (chosen) bar.scrollLeft = chosen.offsetLeft - bar.offsetLeft - 40; // on a phone it is wider than the window
 }
 
 function onKey(event) {
@@ -72,14 +74,15 @@ function onKey(event) {
     if (event.target.matches(FIELDS)) event.target.blur();
     return;
   }
-  if (event.key === "/" && !event.target.matches(FIELDS)) {
+  if (event.key === "/" && plainKey(event) && !event.target.matches(FIELDS)) {
     event.preventDefault();
     const search = document.getElementById("search");
     if (search) search.focus();
     else [location.hash, searchNext] = [link(address().side, "features"), true];
     return;
   }
-  current?.key?.(event);
+  if (["Enter", " "].includes(event.key) && event.target.closest("a, button, summary")) return; // it has its own sense there
+  if (plainKey(event)) current?.key?.(event);
 }
 
 let searchNext = false;
@@ -120,6 +123,10 @@ async function start() {
     main.replaceChildren(el("p", { class: "error", role: "alert" }, `This page cannot be shown: ${error.message}`));
     return;
   }
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    main.focus();
+  });
   addEventListener("hashchange", () => (takeToken(), go()));
   addEventListener("keydown", onKey);
   await go();

@@ -3,9 +3,10 @@
 const MOST_AROUND = 32;
 
 async function togetherPage(side, _, query) {
+  const own = about.sides[side];
+  if (!own.has_cofiring) throw new Error("Which features fire together was not counted for this dictionary.");
   const graph = await load(`${side}/together`);
   const f = await loadList(side);
-  const own = about.sides[side];
   const around = query.around === undefined || query.around === "" ? null : Number(query.around);
   if (around !== null && !(Number.isInteger(around) && around >= 0 && around < own.n_features)) throw new Error(`There is no feature ${query.around}.`);
   const known = pairsOf(graph);
@@ -78,5 +79,5 @@ function matrix(side, own, f, chosen, { pairs }, graph) {
       }),
     ),
   );
-  return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "matrix of co-firing" }, el("table", { class: "heat square" }, el("thead", null, head), el("tbody", null, rows)));
+  return heatTable("heat square", "which features fire together: arrow keys lead from square to square", head, rows, chosen.length);
 }
