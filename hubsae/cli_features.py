@@ -68,10 +68,14 @@ def _add_dashboard(commands: Any) -> None:
     dashboard = command(commands, "dashboard", _dashboard, "a site of its features: served here, written, or published")
     _add_analysis(dashboard)
     _add_replace(dashboard)
-    dashboard.add_argument("--live", action="store_true", help="load its recorded model, to type texts and to steer")
-    dashboard.add_argument("--text", action="append", help="a text to show as a heat map; may be repeated")
+    dashboard.add_argument(
+        "--live", action="store_true", help="load its recorded model, to type texts and to steer (--model does so too)"
+    )
+    dashboard.add_argument(
+        "--text", action="append", help="a text to show as a heat map, by its model; may be repeated"
+    )
     dashboard.add_argument("--title", help="what the site is called (default: the dictionary's name)")
-    dashboard.add_argument("--port", type=int, default=8080, help="on this machine (default: 8080; 0: any free one)")
+    dashboard.add_argument("--port", type=int, default=8080, help="to serve it at (default: 8080; 0: any free one)")
     dashboard.add_argument("--no-browser", action="store_true", help="only print the address")
     dashboard.add_argument("--export", metavar="DIR", help="write the site into this folder instead of serving it")
     dashboard.add_argument("--push", metavar="OWNER/NAME", help="publish it as a static Space instead of serving it")

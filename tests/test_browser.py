@@ -6,6 +6,7 @@ It needs Chromium: `chromium` on the path, or HUBSAE_BROWSER. With HUBSAE_BROWSE
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -275,6 +276,45 @@ def test_keys_lead_through_the_list_to_a_feature_and_back(here):
     assert int(here.text(".row.chosen .id")) > 5
 
 
+def test_the_list_keeps_its_place_and_order_while_a_feature_is_read(here):
+    here.go("#/features?state=all&sort=id")
+    here.page.hover(".list")
+    here.page.mouse.wheel(0, 3000)
+    here.until("document.querySelector('.list').scrollTop > 2900")
+    before = here.page.evaluate("document.querySelector('.list').scrollTop")
+    here.page.click(".row >> nth=14")
+    here.page.wait_for_selector(".feature")
+    here.page.go_back()
+    here.page.wait_for_selector(".row.chosen")
+    assert here.page.evaluate("document.querySelector('.list').scrollTop") == before
+    here.page.click("button[aria-label='the other way round']")
+    assert here.text(".row >> nth=0").startswith("255\n")
+    here.page.reload()
+    here.settle()
+    assert here.text(".row >> nth=0").startswith("255\n")
+
+
+def test_the_skip_link_leads_to_the_content_of_the_same_page(here):
+    here.go("#/features")
+    here.page.focus(".skip")
+    here.page.keyboard.press("Enter")
+    assert here.page.evaluate("document.activeElement.id") == "main"
+    assert here.page.url.endswith("#/features")
+    assert here.count(".row") > 0
+
+
+def test_curves_have_marks_that_can_be_read(here, sae):
+    marks = here.page.evaluate(AXES)
+    fvu = next(texts for title, texts in marks if title.startswith("variance"))
+    values = [float(text) for text in fvu]
+    log = [row["fvu"] for row in sae.statistics["log"]]
+    assert len(values) >= 3
+    assert min(log) <= min(values) < 2.6 * min(log)
+    assert max(log) / 2.6 < max(values) <= max(log)
+    dead = next(texts for title, texts in marks if title.startswith("features that have not"))
+    assert all(text.endswith("%") for text in dead)
+
+
 def test_a_feature_shows_all_that_is_known(here, sae):
     here.go("#/feature/7")
     known, text = sae.features, here.text()
@@ -351,6 +391,15 @@ def test_a_text_is_coloured_by_the_chosen_feature_and_token(here, sae, demo_mode
     tokens.nth(4).click()
     named = [int(a.inner_text()) for a in here.page.locator(".chosen-token .id").all()]
     assert set(named) == {f.feature for f in analysis.top(4)}
+    here.page.keyboard.press("ArrowRight")
+    here.until("document.activeElement.dataset.place === '5'")
+    assert here.text(".chosen-token h2").startswith("At")
+    here.page.focus(".heat td >> nth=0")
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
+        here.page.keyboard.press(key)
+    third = here.page.locator(".heat tbody tr").nth(2)
+    assert "chosen" in third.get_attribute("class")
+    assert here.page.evaluate("document.activeElement.cellIndex") == 2
     tokens.nth(0).click()
     assert "does not read this token" in here.text(".chosen-token")
 
@@ -385,6 +434,16 @@ def test_the_two_sides_of_a_pair_stand_next_to_each_other(here, sae, other):
     assert "0.692" in here.text(".numbers")
     here.page.keyboard.press("ArrowRight")
     here.until("location.hash === '#/pair/13'")
+    here.go("#/pairs?sort=r")
+    here.page.fill("#search", "12")
+    shown = here.text(".count")
+    here.page.click(".row >> nth=0")
+    here.page.wait_for_selector("article")
+    here.page.go_back()
+    here.page.wait_for_selector(".row.chosen")
+    assert here.page.input_value("#search") == "12"
+    assert here.text(".count") == shown != "40 of 40 pairs"
+    assert "sort=r" in here.page.url
 
 
 def test_nothing_jumps_while_pages_come(here):
@@ -417,6 +476,13 @@ def test_text_has_contrast_everywhere(chromium, address, scheme):
             found.go(f"#/{place}")
             weak = found.page.evaluate(CONTRAST)
             assert weak == [], place
+
+
+# The title and the marks of the left axis of every figure.
+AXES = """() => [...document.querySelectorAll("figure")].map((figure) => [
+  figure.innerText.split("\\n")[0],
+  [...figure.querySelectorAll("text[text-anchor=end]")].map((text) => text.textContent),
+])"""
 
 
 # Texts whose colour and ground (with all its layers) have a contrast of less than 4.5 (WCAG 2.2, AA).
@@ -484,18 +550,34 @@ def test_hostile_texts_are_shown_as_text(chromium, sae, tmp_path, demo_model):
     assert not set("\u202e\u2066\x00\x07\x1b\u2028") & set(seen)
 
 
-@pytest.fixture(scope="module")
-def served(sae, demo_folder, tmp_path_factory) -> Iterator[str]:
-    """The address that `hubsae dashboard` prints."""
-    folder = tmp_path_factory.mktemp("served") / "sae"
-    sae.save(folder)
+@contextmanager
+def serving(folder: Path, model: Path) -> Iterator[str]:
+    """The address that `hubsae dashboard` prints; it is ended by Ctrl+C, if not by `stop`."""
     command = [sys.executable, "-m", "hubsae.cli", "dashboard", str(folder), "--port", "0", "--no-browser"]
-    with subprocess.Popen([*command, "--model", str(demo_folder)], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([*command, "--model", str(model)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         line = process.stdout.readline()
-        yield next(word for word in line.split() if word.startswith("http://"))
-        process.send_signal(2)
-        assert process.wait(20) == 0  # Ctrl+C is how it ends
+        address = next(word for word in line.split() if word.startswith("http://"))
+        RUNNING[address] = process
+        yield address
+        stop(address)
+
+
+RUNNING: dict[str, subprocess.Popen] = {}
+
+
+def stop(address: str) -> None:
+    if process := RUNNING.pop(address, None):
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+
+
+@pytest.fixture(scope="module")
+def served(sae, demo_folder, tmp_path_factory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("served") / "sae"
+    sae.save(folder)
+    with serving(folder, demo_folder) as address:
+        yield address
 
 
 def test_a_typed_text_shows_its_features(chromium, served, sae, demo_model):
@@ -534,6 +616,57 @@ def test_the_bench_puts_both_texts_side_by_side(chromium, served, sae, demo_mode
         assert said == [text.strip().replace("\n", "⏎\n") for text in expected]
         left, right = (s.bounding_box() for s in found.page.locator(".two > section").all())
         assert left["y"] == right["y"]
+
+
+def test_the_bench_keeps_what_was_built_and_says_what_is_amiss(chromium, served):
+    with visit(chromium, served) as found:
+        found.go("#/steer?changes=7:set:2,9:ablate:0,99:add:-3.5")
+        rows = found.page.locator(".strength-row")
+        assert rows.count() == 3
+        assert rows.nth(1).locator(".strength").is_hidden()
+        assert found.page.input_value(".strength-row >> nth=2 >> .strength") == "-3.5"
+        found.page.click("text=one more feature")
+        assert found.page.evaluate("document.activeElement.className") == "feature-id"
+        found.page.keyboard.type("99999")
+        assert "there is no such feature" in rows.nth(3).inner_text()
+        rows.nth(3).get_by_label("leave it out").click()
+        found.page.fill("textarea", "The capital of Italy is")
+        found.page.fill(".strength-row >> nth=2 >> .strength", "")
+        found.page.click("text=Compare")  # the browser itself asks for a number
+        found.page.wait_for_timeout(100)
+        assert found.count(".answer .two") == 0
+        found.page.fill(".strength-row >> nth=2 >> .strength", "2")
+        found.page.click("text=Compare")
+        found.page.wait_for_selector(".answer .two")
+        found.page.fill("textarea", "The capital of Spain is")
+        assert "stale" in found.page.get_attribute(".answer", "class")
+        found.page.reload()
+        found.settle()
+        assert found.page.input_value("textarea") == "The capital of Spain is"
+        assert rows.count() == 3
+
+
+def test_a_server_that_was_stopped_and_parts_that_are_lost_are_told(chromium, sae, demo_folder, tmp_path):
+    sae.save(tmp_path / "sae")
+    with serving(tmp_path / "sae", demo_folder) as address, visit(chromium, address) as found:
+        found.go("#/try")
+        stop(address)
+        found.page.fill("textarea", TEXT)
+        found.page.click("button[type=submit]")
+        found.page.wait_for_selector(".answer .error")
+        assert "is it still running" in found.text(".answer .error")
+        assert "does not answer" in found.go("#/feature/3").text(".error")
+        found.problems.clear()  # the browser notes what could not be reached
+    folder = sae.make_dashboard().write(tmp_path / "site")
+    (folder / "data/0/features-1.js").write_text('hubsae.put("0/features-1", "bm8=");')
+    (folder / "data/0/features-2.js").unlink()
+    with visit(chromium, (folder / "index.html").as_uri()) as found:
+        assert "features-1.js is damaged" in found.go("#/feature/64").text(".error")
+        assert "features-2.js cannot be read" in found.go("#/feature/130").text(".error")
+        assert found.go("#/feature/3").count(".examples") == 3
+        for place in ("try", "steer"):
+            assert "This needs a model" in found.go(f"#/{place}").text(".error")
+        found.problems.clear()
 
 
 def test_without_the_key_the_page_says_what_to_do(chromium, served):

@@ -37,8 +37,9 @@ class WithDashboard(Questions):
         """The files of its site, each made when it is asked for.
 
         validation_dataset: texts for a new analysis, where the known one is not to be used. texts: some to be shown as
-        heat maps, by default the beginnings of the first of `validation_dataset`; they need the model. circuits: to be
-        shown as graphs; their other dictionaries are shown too where examples of their features are known.
+        heat maps, by default the beginnings of the first of `validation_dataset`, if that is a list; they need the
+        model. circuits: to be shown as graphs; their other dictionaries are shown too where examples of their features
+        are known.
         """
         known = self._analysed(validation_dataset, model, examples=False)
         if known is None:
