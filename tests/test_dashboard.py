@@ -128,6 +128,9 @@ def test_the_training_log_becomes_columns(sae):
     assert own["training"]["fvu"] == [1.0, 0.5, 0.333]
     assert own["training"]["loss"] == [None, None, None]
     assert own["trained_on"] == "novels"
+    trained.statistics = {"log": [{"rows": k, "fvu": 0.5} for k in range(1, 5_001)]}
+    rows = about([Side(trained, sae.features, "sae")], "sae", [], [], None)["sides"][0]["training"]["rows"]
+    assert (len(rows), rows[0], rows[-1]) == (1_001, 1, 5_000)
 
 
 def test_what_others_wrote_into_the_numbers_is_left_out_where_it_is_none(sae):

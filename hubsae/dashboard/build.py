@@ -22,7 +22,7 @@ LIVE = "data/live.js"
 _INDEX = "index.html"
 _SUFFIXES = (".html", ".css", ".js")
 _PART = re.compile(r"data/(about|live|texts|pairs|circuit-\d+|\d+/(list|together|features-\d+))\.js")
-_MARK = '<meta name="generator" content="hubsae">'
+_MARK = 'name="generator" content="hubsae"'
 _SCRIPTS = (
     *("elements", "data", "marks", "charts", "overview", "rows", "list", "feature"),
     *("text", "together", "circuit", "pairs", "live", "start"),

@@ -26,6 +26,7 @@ _METRICS = (
     *("kl", "n_tokens", "n_documents", "n_spliced_tokens"),
 )
 _LARGEST = 1e300
+_MAX_POINTS = 1_000  # of a curve
 _AT_A_TOKEN, _IN_A_TEXT = 10, 40
 _DECADES = np.arange(-6, 0.01, 0.25)
 
@@ -173,6 +174,7 @@ def _training(statistics: Mapping[str, Any]) -> dict[str, Any] | None:
     log = [row for row in log if _number(_dict(row).get("rows")) is not None] if isinstance(log, list) else []
     if len(log) < 2:
         return None
+    log = [*log[: -1 : -(-len(log) // _MAX_POINTS)], log[-1]]
     columns = {name: short([_or_nan(row.get(name)) for row in log]) for name in _CURVES}
     rows, dead_after = [_number(row["rows"]) for row in log], _number(statistics.get("dead_after_rows"))
     return {"rows": rows, **columns, "dead_after_rows": dead_after}

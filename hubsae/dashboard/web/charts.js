@@ -25,7 +25,8 @@ function ticks(low, high, n = 4) {
   const step = 10 ** Math.floor(Math.log10((high - low) / n));
   const size = [1, 2, 5, 10].map((m) => m * step).find((s) => (high - low) / s <= n) || 10 * step;
   const found = [];
-  for (let k = Math.ceil(low / size - 1e-9); k * size <= high + 1e-9 * size; k++) found.push(Number((k * size).toPrecision(6)));
+  for (let k = Math.ceil(low / size - 1e-9); k * size <= high + 1e-9 * size; k++)
+    found.push(Number((k * size).toPrecision(6)));
   return found;
 }
 
@@ -44,14 +45,22 @@ function histogram(title, bars, { every = 1, height = HEIGHT } = {}) {
         const top = bar.count ? Math.min(y(bar.count), MARGIN.top + tall - 2) : MARGIN.top + tall;
         const shape = [
           svg("rect", { class: "hit", x, y: MARGIN.top, width: step, height: tall }),
-          svg("rect", { class: "bar", x: x + step * 0.08, y: top, width: step * 0.84, height: MARGIN.top + tall - top }),
+          svg("rect", {
+            class: "bar",
+            x: x + step * 0.08,
+            y: top,
+            width: step * 0.84,
+            height: MARGIN.top + tall - top,
+          }),
         ];
         return bar.href && bar.count
           ? svg("a", { href: bar.href, "data-tip": bar.tip, "aria-label": bar.tip }, shape)
           : svg("g", { "data-tip": bar.tip }, shape);
       });
       const names = bars.map((bar, i) =>
-        i % every ? null : svg("text", { x: MARGIN.left + i * step, y: height - 8, "text-anchor": "middle" }, bar.label),
+        i % every
+          ? null
+          : svg("text", { x: MARGIN.left + i * step, y: height - 8, "text-anchor": "middle" }, bar.label),
       );
       return frame(width, height, title, [leftAxis(ticks(0, most), y, width), columns, names]);
     },
@@ -66,40 +75,47 @@ function leftAxis(values, y, width, format = number) {
   ]);
 }
 
-// lines: [{name, values}] over x; one colour each.
-function curves(title, x, lines, { log = false, xName = "", format = number } = {}) {
-  const usable = (v) => v !== null && Number.isFinite(v) && (!log || v > 0);
-  const all = lines.flatMap((line) => line.values.filter(usable));
+// A curve of values over x; null where there is none.
+function curve(title, x, values, { log = false, format = number } = {}) {
+  const usable = (v) => v !== null && (!log || v > 0);
+  const all = values.filter(usable);
+  if (!all.length) return null;
   const scale = log ? Math.log10 : (v) => v;
   const low = log ? scale(Math.min(...all)) : Math.min(0, ...all);
   const high = Math.max(scale(Math.max(...all)), low + 1e-9);
-  const legend = lines.length > 1 ? el("span", { class: "legend" }, lines.map((line, i) => el("span", { class: `line${i}` }, line.name))) : null;
-  const draw = (width, height) => {
+  return chart(title, (width, height) => {
     const xs = (v) => MARGIN.left + ((v - x[0]) / (x.at(-1) - x[0] || 1)) * (width - MARGIN.left - MARGIN.right);
     const y = (v) => MARGIN.top + (1 - (scale(v) - low) / (high - low)) * (height - MARGIN.top - MARGIN.bottom);
-    const marksOfY = log ? decades(low, high) : ticks(low, high);
-    const paths = lines.map((line, i) => {
-      const points = line.values.map((v, j) => (usable(v) ? `${xs(x[j]).toFixed(1)},${y(v).toFixed(1)}` : null)).filter(Boolean);
-      return svg("path", { class: `curve line${i}`, d: `M${points.join("L")}` });
-    });
+    const points = values
+      .map((v, i) => (usable(v) ? `${xs(x[i]).toFixed(1)},${y(v).toFixed(1)}` : null))
+      .filter(Boolean);
     const below = ticks(x[0], x.at(-1), Math.max(2, Math.floor(width / 110))).map((v) =>
       svg("text", { x: xs(v), y: height - 8, "text-anchor": "middle" }, thousands(v)),
     );
-    return frame(width, height, title, [leftAxis(marksOfY, y, width, format), below, paths, readers(x, lines, xs, height, xName, format)]);
-  };
-  return chart([title, legend], draw);
+    const path = svg("path", { class: "curve", d: `M${points.join("L")}` });
+    return frame(width, height, title, [
+      leftAxis(log ? decades(low, high) : ticks(low, high), y, width, format),
+      below,
+      path,
+      readers(x, values, xs, height, format),
+    ]);
+  });
 }
 
-// Invisible columns that say the values below the pointer.
-function readers(x, lines, xs, height, xName, format) {
+// Invisible columns that say the value below the pointer.
+function readers(x, values, xs, height, format) {
   const every = Math.max(1, Math.floor(x.length / 150));
   const places = x.map((_, i) => i).filter((i) => i % every === 0 || i === x.length - 1);
   return places.map((i, k) => {
     const left = k ? (xs(x[places[k - 1]]) + xs(x[i])) / 2 : xs(x[i]);
     const right = k + 1 < places.length ? (xs(x[places[k + 1]]) + xs(x[i])) / 2 : xs(x[i]) + 1;
-    const said = lines.map((line) => `${lines.length > 1 ? `${line.name} ` : ""}${format(line.values[i])}`).join(", ");
-    const size = { x: left, y: MARGIN.top, width: Math.max(0.5, right - left), height: height - MARGIN.top - MARGIN.bottom };
-    return svg("rect", { class: "hit", "data-tip": `${said} at ${thousands(x[i])} ${xName}`, ...size });
+    const size = {
+      x: left,
+      y: MARGIN.top,
+      width: Math.max(0.5, right - left),
+      height: height - MARGIN.top - MARGIN.bottom,
+    };
+    return svg("rect", { class: "hit", "data-tip": `${format(values[i])} at ${thousands(x[i])} tokens`, ...size });
   });
 }
 

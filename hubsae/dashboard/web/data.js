@@ -30,7 +30,13 @@ async function fetchPart(name) {
     const script = document.createElement("script");
     script.src = scripts.createScriptURL(`data/${name}.js`);
     script.addEventListener("load", () => (script.remove(), resolve()));
-    script.addEventListener("error", () => (script.remove(), reject(new Error(`data/${name}.js cannot be read: it is missing, or its server does not answer`))));
+    script.addEventListener(
+      "error",
+      () => (
+        script.remove(),
+        reject(new Error(`data/${name}.js cannot be read: it is missing, or its server does not answer`))
+      ),
+    );
     document.head.append(script);
   });
   const packed = arrived.get(name);
@@ -54,7 +60,8 @@ async function inflated(packed) {
 async function loadFeature(side, id) {
   const { shard_size: size } = about.sides[side];
   const shard = await load(`${side}/features-${Math.floor(id / size)}`);
-  const feature = shard.features[id % size], { strings } = shard;
+  const feature = shard.features[id % size],
+    { strings } = shard;
   const named = (list) => list.map(([other, score, count, name]) => ({ id: other, score, count, name: strings[name] }));
   return { ...feature, strings, cofiring: named(feature.cofiring), similar: named(feature.similar) };
 }

@@ -55,7 +55,11 @@ function table(head, rows, attributes) {
       "table",
       attributes,
       head && el("thead", null, el("tr", null, cells(head, "th"))),
-      el("tbody", null, rows.map((row) => el("tr", null, cells(row, "td")))),
+      el(
+        "tbody",
+        null,
+        rows.map((row) => el("tr", null, cells(row, "td"))),
+      ),
     ),
   );
 }
@@ -98,12 +102,16 @@ function startTips() {
     if (!node) return;
     tip.textContent = node.dataset.tip;
     const box = node.getBoundingClientRect();
-    const left = Math.min(Math.max(box.left + box.width / 2 - tip.offsetWidth / 2, 6), innerWidth - tip.offsetWidth - 6);
+    const left = Math.min(
+      Math.max(box.left + box.width / 2 - tip.offsetWidth / 2, 6),
+      innerWidth - tip.offsetWidth - 6,
+    );
     const above = box.top - tip.offsetHeight - 6;
     tip.style.setProperty("left", `${left}px`);
     tip.style.setProperty("top", `${above > 4 ? above : box.bottom + 6}px`);
   };
-  for (const name of ["pointerover", "focusin", "click"]) document.addEventListener(name, (event) => show(owner(event)));
+  for (const name of ["pointerover", "focusin", "click"])
+    document.addEventListener(name, (event) => show(owner(event)));
   document.addEventListener("focusout", () => show(null));
   document.addEventListener("scroll", () => show(null), true);
 }

@@ -14,14 +14,25 @@ async function featurePage(side, [text]) {
       el(
         "div",
         { class: "titled" },
-        el("h1", null, el("span", { class: "id" }, `Feature ${id} `), words(feature.name || (feature.n ? "" : "never fires"))),
-        el("nav", { class: "steps", "aria-label": "other features" }, el("a", { href: step(-1), "aria-label": "previous feature" }, "←"), el("a", { href: step(1), "aria-label": "next feature" }, "→")),
+        el(
+          "h1",
+          null,
+          el("span", { class: "id" }, `Feature ${id} `),
+          words(feature.name || (feature.n ? "" : "never fires")),
+        ),
+        el(
+          "nav",
+          { class: "steps", "aria-label": "other features" },
+          el("a", { href: step(-1), "aria-label": "previous feature" }, "←"),
+          el("a", { href: step(1), "aria-label": "next feature" }, "→"),
+        ),
       ),
       featureBody(side, id, feature),
     ],
     key(event) {
       if (event.target.matches(FIELDS)) return;
-      if (event.key === "ArrowLeft" || event.key === "ArrowRight") location.hash = step(event.key === "ArrowLeft" ? -1 : 1);
+      if (event.key === "ArrowLeft" || event.key === "ArrowRight")
+        location.hash = step(event.key === "ArrowLeft" ? -1 : 1);
     },
   };
 }
@@ -31,7 +42,15 @@ function featureBody(side, id, feature) {
   return el(
     "div",
     { class: "feature" },
-    el("div", { class: "aside" }, featureFacts(side, id, feature), valueChart(feature), siteNorms(own, feature), tokenWeights(feature), neighbours(side, feature)),
+    el(
+      "div",
+      { class: "aside" },
+      featureFacts(side, id, feature),
+      valueChart(feature),
+      siteNorms(own, feature),
+      tokenWeights(feature),
+      neighbours(side, feature),
+    ),
     el("div", { class: "texts" }, exampleSections(own, feature)),
   );
 }
@@ -65,7 +84,9 @@ function valueChart(feature) {
   const used = Math.max(8, counts.findLastIndex((c) => c > 0) + 1);
   const step = feature.histogram_top / counts.length;
   const bars = counts.slice(0, used).map((count, i) => ({
-    count, label: number(Number((i * step).toPrecision(2))), tip: `${number(count)} tokens with ${number(i * step)} to ${number((i + 1) * step)}`,
+    count,
+    label: number(Number((i * step).toPrecision(2))),
+    tip: `${number(count)} tokens with ${number(i * step)} to ${number((i + 1) * step)}`,
   }));
   return histogram("its values where it fires", bars, { every: Math.ceil(used / 4), height: 130 });
 }
@@ -73,7 +94,16 @@ function valueChart(feature) {
 function siteNorms(own, feature) {
   if (!feature.norms || feature.norms.length < 2) return null;
   const all = feature.norms.reduce((a, b) => a + b, 0) || 1;
-  return section("Decoder norm at each site", meters(own.writes.map((site, i) => [el("code", null, site), feature.norms[i] / all, `${number(feature.norms[i])} (${Math.round((100 * feature.norms[i]) / all)} %)`])));
+  return section(
+    "Decoder norm at each site",
+    meters(
+      own.writes.map((site, i) => [
+        el("code", null, site),
+        feature.norms[i] / all,
+        `${number(feature.norms[i])} (${Math.round((100 * feature.norms[i]) / all)} %)`,
+      ]),
+    ),
+  );
 }
 
 // [[what, share from 0 to 1 (or -1 to 0), said]]
@@ -82,7 +112,17 @@ function meters(rows) {
     "ul",
     { class: "meters" },
     rows.map(([what, share, said]) =>
-      el("li", null, el("span", { class: "what" }, what), el("span", { class: share < 0 ? "meter below" : "meter" }, el("span", { style: { width: `${Math.min(100, 100 * Math.abs(share)).toFixed(1)}%` } })), el("span", { class: "n" }, said)),
+      el(
+        "li",
+        null,
+        el("span", { class: "what" }, what),
+        el(
+          "span",
+          { class: share < 0 ? "meter below" : "meter" },
+          el("span", { style: { width: `${Math.min(100, 100 * Math.abs(share)).toFixed(1)}%` } }),
+        ),
+        el("span", { class: "n" }, said),
+      ),
     ),
   );
 }
@@ -90,8 +130,23 @@ function meters(rows) {
 function tokenWeights(feature) {
   const most = Math.max(...[...feature.promoted, ...feature.suppressed].map(([, weight]) => Math.abs(weight)), 1e-9);
   const list = (title, pairs) =>
-    pairs.length > 0 && section(title, meters(pairs.map(([i, weight]) => [words(visible(feature.strings[i]), { class: "token" }), weight / most, number(weight)])));
-  return el("div", { class: "pair" }, list("Raises the logits of", feature.promoted), list("Lowers the logits of", feature.suppressed));
+    pairs.length > 0 &&
+    section(
+      title,
+      meters(
+        pairs.map(([i, weight]) => [
+          words(visible(feature.strings[i]), { class: "token" }),
+          weight / most,
+          number(weight),
+        ]),
+      ),
+    );
+  return el(
+    "div",
+    { class: "pair" },
+    list("Raises the logits of", feature.promoted),
+    list("Lowers the logits of", feature.suppressed),
+  );
 }
 
 function neighbours(side, feature) {
@@ -99,22 +154,57 @@ function neighbours(side, feature) {
     found.length > 0 &&
     section(
       title,
-      el("ul", { class: "links" }, found.map((n) => el("li", null, el("a", { href: link(side, `feature/${n.id}`) }, el("span", { class: "id" }, String(n.id)), " ", words(n.name)), el("span", { class: "n", "data-tip": said(n) }, n.score.toFixed(2))))),
+      el(
+        "ul",
+        { class: "links" },
+        found.map((n) =>
+          el(
+            "li",
+            null,
+            el(
+              "a",
+              { href: link(side, `feature/${n.id}`) },
+              el("span", { class: "id" }, String(n.id)),
+              " ",
+              words(n.name),
+            ),
+            el("span", { class: "n", "data-tip": said(n) }, n.score.toFixed(2)),
+          ),
+        ),
+      ),
     );
   return [
-    list("Fires together with", feature.cofiring, (n) => `phi (correlation of firing or not); both fire on ${number(n.count)} sampled tokens`),
+    list(
+      "Fires together with",
+      feature.cofiring,
+      (n) => `phi (correlation of firing or not); both fire on ${number(n.count)} sampled tokens`,
+    ),
     list("Similar decoders", feature.similar, () => "cosine of the decoder rows"),
   ];
 }
 
 function exampleSections(own, feature) {
   if (!feature.n) return el("p", { class: "note" }, `It fired on none of the ${number(own.n_tokens)} tokens.`);
-  if (!own.has_examples) return el("p", { class: "note" }, "No examples are known: the dictionary comes with numbers only.");
+  if (!own.has_examples)
+    return el("p", { class: "note" }, "No examples are known: the dictionary comes with numbers only.");
   const { strings } = feature;
-  const list = (title, note, found) => found.length > 0 && section(title, el("p", { class: "note" }, note), examples(found, strings, feature.max));
+  const list = (title, note, found) =>
+    found.length > 0 && section(title, el("p", { class: "note" }, note), examples(found, strings, feature.max));
   return [
-    list("Strongest", "Texts with its largest values; the number belongs to the underlined token. Colour is the value on each token, full at the largest of all.", feature.top),
-    list("From strong to weak", "Of the tokens of chance below, those at equal steps of their values.", feature.quantile.map((i) => feature.random[i])),
-    list("By chance", "Tokens of chance among all on which it fires, each underlined with its text; others there may have larger values.", feature.random),
+    list(
+      "Strongest",
+      "Texts with its largest values; the number belongs to the underlined token. Colour is the value on each token, full at the largest of all.",
+      feature.top,
+    ),
+    list(
+      "From strong to weak",
+      "Of the tokens of chance below, those at equal steps of their values.",
+      feature.quantile.map((i) => feature.random[i]),
+    ),
+    list(
+      "By chance",
+      "Tokens of chance among all on which it fires, each underlined with its text; others there may have larger values.",
+      feature.random,
+    ),
   ];
 }

@@ -9,7 +9,17 @@ const ORDERS = {
   share: ["share of the site", (f, i, site) => -(f.shares ? f.shares[site][i] : 0)],
   id: ["number", (_, i) => i],
 };
-const FILTERS = { q: "", sort: "density", back: "", state: "firing", from: "", to: "", score: "", site: "0", share: "" };
+const FILTERS = {
+  q: "",
+  sort: "density",
+  back: "",
+  state: "firing",
+  from: "",
+  to: "",
+  score: "",
+  site: "0",
+  share: "",
+};
 const seenLists = new Map();
 
 async function listPage(side, _, query) {
@@ -23,7 +33,8 @@ async function listPage(side, _, query) {
   const count = el("output", { class: "count", "aria-live": "polite" });
   const heads = el("div", { class: "heads", "aria-hidden": "true" });
   const list = longList({
-    seen, label: "features",
+    seen,
+    label: "features",
     address: (i) => link(side, `feature/${i}`),
     draw: (i) => featureRow(own, f, i, chosen),
   });
@@ -36,14 +47,24 @@ async function listPage(side, _, query) {
     if (anew) history.replaceState(null, "", address);
     list.show(found, anew || seen.address !== address);
     seen.address = address;
-    heads.replaceChildren(...columns(own, f, chosen).map(([name, text]) => el("span", { class: name === shownColumn(chosen) ? "main" : null }, text)));
+    heads.replaceChildren(
+      ...columns(own, f, chosen).map(([name, text]) =>
+        el("span", { class: name === shownColumn(chosen) ? "main" : null }, text),
+      ),
+    );
   }
 
   const bar = filterBar(own, f, chosen, () => update(true));
   return {
     title: "Features",
     class: "wide",
-    body: [el("h1", { class: "hidden" }, "Features"), sidesNav(side, "features"), bar, el("div", { class: "counted" }, count, heads), list.box],
+    body: [
+      el("h1", { class: "hidden" }, "Features"),
+      sidesNav(side, "features"),
+      bar,
+      el("div", { class: "counted" }, count, heads),
+      list.box,
+    ],
     ready: () => update(false),
     key: (event) => listKey(event, list),
   };
@@ -52,7 +73,12 @@ async function listPage(side, _, query) {
 // Keys that were pressed outside of a list; in its search field only those that lead into it.
 function listKey(event, list) {
   const { target, key } = event;
-  if (target.matches(FIELDS) ? target.type === "search" && ["ArrowDown", "ArrowUp", "Enter"].includes(key) : target !== list.box) list.onKey(event);
+  if (
+    target.matches(FIELDS)
+      ? target.type === "search" && ["ArrowDown", "ArrowUp", "Enter"].includes(key)
+      : target !== list.box
+  )
+    list.onKey(event);
 }
 
 async function loadList(side) {
@@ -61,7 +87,9 @@ async function loadList(side) {
     const own = about.sides[side];
     f.scores = Array(own.n_features).fill(null);
     f.names = f.tokens.map((tokens) => tokens.map((i) => f.strings[i]).join(" | "));
-    f.search = f.names.map((_, i) => folded([...[...f.tokens[i], ...f.promoted[i]].map((k) => f.strings[k]), f.context[i]].join("\n")));
+    f.search = f.names.map((_, i) =>
+      folded([...[...f.tokens[i], ...f.promoted[i]].map((k) => f.strings[k]), f.context[i]].join("\n")),
+    );
     f.labels = new Map();
     for (const [i, text, score] of f.labelled) {
       f.labels.set(i, text);
@@ -78,11 +106,16 @@ const folded = (text) => text.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCa
 function featuresFor(f, own, { q, sort, back, state, from, to, score, site, share }) {
   const wanted = folded(q).split(/\s+/).filter(Boolean);
   const limit = (text, scale) => (text === "" || Number.isNaN(Number(text)) ? null : Number(text) * scale);
-  const low = limit(from, own.n_tokens / 100), high = limit(to, own.n_tokens / 100);
-  const least = limit(score, 1), leastShare = limit(share, 0.01);
+  const low = limit(from, own.n_tokens / 100),
+    high = limit(to, own.n_tokens / 100);
+  const least = limit(score, 1),
+    leastShare = limit(share, 0.01);
   const states = {
-    all: () => true, firing: (i) => f.n[i] > 0, dead: (i) => f.n[i] === 0,
-    labelled: (i) => f.labels.has(i), unlabelled: (i) => f.n[i] > 0 && !f.labels.has(i),
+    all: () => true,
+    firing: (i) => f.n[i] > 0,
+    dead: (i) => f.n[i] === 0,
+    labelled: (i) => f.labels.has(i),
+    unlabelled: (i) => f.n[i] > 0 && !f.labels.has(i),
   };
   const inState = states[!Object.hasOwn(states, state) || (wanted.length && state === "firing") ? "all" : state];
   const fits = (word, i) => f.search[i].includes(word) || String(i) === word.replace(/^#/, "");
@@ -105,12 +138,41 @@ function filterBar(own, f, chosen, changed) {
     return input;
   };
   const choice = (name, options) =>
-    field(name, el("select", null, options.map(([value, text]) => el("option", { value, selected: value === chosen[name] }, text))));
+    field(
+      name,
+      el(
+        "select",
+        null,
+        options.map(([value, text]) => el("option", { value, selected: value === chosen[name] }, text)),
+      ),
+    );
   const amount = (name, hint, most = 100) =>
-    field(name, el("input", { type: "number", inputmode: "decimal", step: "any", min: 0, max: most, value: chosen[name], "aria-label": hint }));
+    field(
+      name,
+      el("input", {
+        type: "number",
+        inputmode: "decimal",
+        step: "any",
+        min: 0,
+        max: most,
+        value: chosen[name],
+        "aria-label": hint,
+      }),
+    );
   const several = own.writes.length > 1 && f.shares;
-  const orders = Object.entries(ORDERS).filter(([name]) => (name !== "share" || several) && (name !== "score" || own.n_labelled));
-  const search = field("q", el("input", { type: "search", id: "search", placeholder: "label, token or number", value: chosen.q, "aria-label": "search" }));
+  const orders = Object.entries(ORDERS).filter(
+    ([name]) => (name !== "share" || several) && (name !== "score" || own.n_labelled),
+  );
+  const search = field(
+    "q",
+    el("input", {
+      type: "search",
+      id: "search",
+      placeholder: "label, token or number",
+      value: chosen.q,
+      "aria-label": "search",
+    }),
+  );
   const more = el(
     "details",
     { open: ["from", "to", "score", "share"].some((name) => chosen[name] !== "") },
@@ -118,25 +180,66 @@ function filterBar(own, f, chosen, changed) {
     el(
       "div",
       { class: "filters" },
-      el("span", null, "fires on ", amount("from", "fires on at least this percentage of tokens"), " to ", amount("to", "fires on less than this percentage of tokens"), " % of tokens"),
+      el(
+        "span",
+        null,
+        "fires on ",
+        amount("from", "fires on at least this percentage of tokens"),
+        " to ",
+        amount("to", "fires on less than this percentage of tokens"),
+        " % of tokens",
+      ),
       own.n_labelled > 0 && el("label", null, "label score at least ", amount("score", "label score at least", 1)),
-      several && el("span", null, choice("site", own.writes.map((s, i) => [String(i), s])), " has at least ", amount("share", "share of the decoder norm"), " % of the decoder norm"),
+      several &&
+        el(
+          "span",
+          null,
+          choice(
+            "site",
+            own.writes.map((s, i) => [String(i), s]),
+          ),
+          " has at least ",
+          amount("share", "share of the decoder norm"),
+          " % of the decoder norm",
+        ),
     ),
   );
-  const states = [["firing", "that fire"], ["all", "all"], ["dead", "that never fire"]];
+  const states = [
+    ["firing", "that fire"],
+    ["all", "all"],
+    ["dead", "that never fire"],
+  ];
   if (own.n_labelled) states.push(["labelled", "labelled"], ["unlabelled", "without a label"]);
   return el(
     "div",
     { class: "toolbar", role: "search" },
     search,
-    el("span", null, el("label", null, "order ", choice("sort", orders.map(([name, [text]]) => [name, text]))), " ", reverse(chosen, changed)),
+    el(
+      "span",
+      null,
+      el(
+        "label",
+        null,
+        "order ",
+        choice(
+          "sort",
+          orders.map(([name, [text]]) => [name, text]),
+        ),
+      ),
+      " ",
+      reverse(chosen, changed),
+    ),
     el("label", null, "show ", choice("state", states)),
     more,
   );
 }
 
 function reverse(chosen, changed) {
-  const button = el("button", { type: "button", "aria-label": "the other way round", "aria-pressed": String(Boolean(chosen.back)) }, "⇅");
+  const button = el(
+    "button",
+    { type: "button", "aria-label": "the other way round", "aria-pressed": String(Boolean(chosen.back)) },
+    "⇅",
+  );
   button.addEventListener("click", () => {
     chosen.back = chosen.back ? "" : "1";
     button.setAttribute("aria-pressed", String(Boolean(chosen.back)));
@@ -171,8 +274,14 @@ function featureRow(own, f, i, chosen) {
       words(name, { class: label ? "name label" : f.n[i] ? "name" : "name dead" }),
       f.context[i] && words(`… ${f.context[i].trimStart()}`, { class: "context" }),
     ),
-    el("span", { class: "bar", "data-tip": "how often it fires, on a logarithmic scale" }, el("span", { style: { width: `${densityWidth(f.n[i], own.n_tokens)}%` } })),
-    columns(own, f, chosen).map(([column, , said]) => el("span", { class: column === shownColumn(chosen) ? "n main" : "n" }, said(i))),
+    el(
+      "span",
+      { class: "bar", "data-tip": "how often it fires, on a logarithmic scale" },
+      el("span", { style: { width: `${densityWidth(f.n[i], own.n_tokens)}%` } }),
+    ),
+    columns(own, f, chosen).map(([column, , said]) =>
+      el("span", { class: column === shownColumn(chosen) ? "n main" : "n" }, said(i)),
+    ),
   ];
 }
 

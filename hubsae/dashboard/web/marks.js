@@ -11,7 +11,11 @@ function marked(tokens, values, top, at) {
 
 function mark(token, value, top, strongest) {
   if (!value) return words(token);
-  const attributes = { class: strongest ? "fires at" : "fires", "data-tip": number(value), style: { "--a": shade(value, top) } };
+  const attributes = {
+    class: strongest ? "fires at" : "fires",
+    "data-tip": number(value),
+    style: { "--a": shade(value, top) },
+  };
   return words(token, attributes);
 }
 
@@ -29,12 +33,17 @@ function examples(list, strings, top) {
     "ol",
     { class: "examples" },
     list.map(([value, at, document_, tokens, flat]) => {
-      const texts = tokens.map((i) => strings[i]), values = valuesOf(flat);
+      const texts = tokens.map((i) => strings[i]),
+        values = valuesOf(flat);
       const said = [...values].map(([place, v]) => `${visible(texts[place])} ${number(v)}`).join("\n");
       return el(
         "li",
         { tabindex: 0, "aria-description": said },
-        el("span", { class: "value", "data-tip": `value at the underlined token; text ${number(document_)}` }, number(value)),
+        el(
+          "span",
+          { class: "value", "data-tip": `value at the underlined token; text ${number(document_)}` },
+          number(value),
+        ),
         marked(texts, values, top, at),
       );
     }),

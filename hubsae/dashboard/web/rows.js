@@ -19,8 +19,14 @@ function longList({ draw, address, seen, label }) {
     const made = [];
     for (let i = first; i < last; i++) {
       const attributes = {
-        class: i === seen.chosen ? "row chosen" : "row", href: address(rows[i]), role: "option", tabindex: -1, id: `row-${i}`,
-        "aria-selected": String(i === seen.chosen), "aria-posinset": i + 1, "aria-setsize": rows.length,
+        class: i === seen.chosen ? "row chosen" : "row",
+        href: address(rows[i]),
+        role: "option",
+        tabindex: -1,
+        id: `row-${i}`,
+        "aria-selected": String(i === seen.chosen),
+        "aria-posinset": i + 1,
+        "aria-setsize": rows.length,
         style: { top: `${i * tall}px`, height: `${tall}px` },
       };
       made.push(el("a", attributes, draw(rows[i])));
@@ -32,7 +38,8 @@ function longList({ draw, address, seen, label }) {
 
   function choose(i) {
     seen.chosen = Math.max(0, Math.min(rows.length - 1, i));
-    const tall = height(), y = seen.chosen * tall;
+    const tall = height(),
+      y = seen.chosen * tall;
     if (y < box.scrollTop) box.scrollTop = y;
     else if (y + tall > box.scrollTop + box.clientHeight) box.scrollTop = y + tall - box.clientHeight;
     render();
@@ -41,7 +48,16 @@ function longList({ draw, address, seen, label }) {
   function onKey(event) {
     if (event.altKey || event.ctrlKey || event.metaKey || !rows.length) return;
     const page = Math.max(1, Math.floor(box.clientHeight / height()) - 1);
-    const moves = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: page, PageUp: -page, Home: -rows.length, End: rows.length };
+    const moves = {
+      ArrowDown: 1,
+      j: 1,
+      ArrowUp: -1,
+      k: -1,
+      PageDown: page,
+      PageUp: -page,
+      Home: -rows.length,
+      End: rows.length,
+    };
     if (event.key in moves) choose((seen.chosen ?? -1) + moves[event.key]);
     else if (event.key === "Enter" && seen.chosen >= 0) location.hash = address(rows[seen.chosen]);
     else return;

@@ -1,11 +1,22 @@
 // Addresses, navigation, keys.
 
 const PAGES = {
-  "": overviewPage, features: listPage, feature: featurePage, texts: textsPage, together: togetherPage,
-  circuit: circuitPage, pairs: pairsPage, pair: pairPage, try: tryPage, steer: steerPage,
+  "": overviewPage,
+  features: listPage,
+  feature: featurePage,
+  texts: textsPage,
+  together: togetherPage,
+  circuit: circuitPage,
+  pairs: pairsPage,
+  pair: pairPage,
+  try: tryPage,
+  steer: steerPage,
 };
 const main = document.getElementById("main");
-let about, live, current, visit = 0;
+let about,
+  live,
+  current,
+  visit = 0;
 
 // The address of a page of a dictionary.
 function link(side, page = "", query = {}) {
@@ -30,7 +41,10 @@ async function go() {
     if (!Object.hasOwn(PAGES, name) || !about.sides[side]) throw new Error("There is no such page.");
     page = await PAGES[name](side, rest, query);
   } catch (error) {
-    page = { title: "Not found", body: [el("h1", null, "Nothing to show"), el("p", { class: "error", role: "alert" }, error.message)] };
+    page = {
+      title: "Not found",
+      body: [el("h1", null, "Nothing to show"), el("p", { class: "error", role: "alert" }, error.message)],
+    };
   }
   if (own !== visit) return; // another page was asked for meanwhile
   document.getElementById("tip").hidden = true;
@@ -50,7 +64,10 @@ function navigation() {
   const { side, page } = address();
   const own = about.sides[side] || about.sides[0];
   const at = about.sides[side] ? side : 0;
-  const items = [["", "Overview"], ["features", "Features"]];
+  const items = [
+    ["", "Overview"],
+    ["features", "Features"],
+  ];
   if (about.pairs) items.push(["pairs", "Pairs"]);
   if (own.has_cofiring) items.push(["together", "Together"]);
   if (own.has_texts) items.push(["texts", "Texts"]);
@@ -61,10 +78,15 @@ function navigation() {
   const here = (name) => (name === (over[page] || page) ? "page" : null);
   const home = document.getElementById("home");
   home.textContent = about.title;
-  document.getElementById("nav").replaceChildren(
-    ...items.map(([name, text]) => el("a", { href: link(["pairs", "circuit"].includes(name) ? 0 : at, name), "aria-current": here(name) }, text)),
-  );
-  const bar = document.getElementById("nav"), chosen = bar.querySelector("[aria-current]");
+  document
+    .getElementById("nav")
+    .replaceChildren(
+      ...items.map(([name, text]) =>
+        el("a", { href: link(["pairs", "circuit"].includes(name) ? 0 : at, name), "aria-current": here(name) }, text),
+      ),
+    );
+  const bar = document.getElementById("nav"),
+    chosen = bar.querySelector("[aria-current]");
   if (chosen) bar.scrollLeft = chosen.offsetLeft - bar.offsetLeft - 40; // on a phone it is wider than the window
 }
 
@@ -88,7 +110,8 @@ function onKey(event) {
 let searchNext = false;
 
 function startTheme() {
-  const root = document.documentElement, button = document.getElementById("theme");
+  const root = document.documentElement,
+    button = document.getElementById("theme");
   const store = (value) => {
     try {
       if (value) localStorage.setItem("hubsae-theme", value);
@@ -100,7 +123,9 @@ function startTheme() {
   const set = (value) => value && root.setAttribute("data-theme", value);
   set(store());
   button.addEventListener("click", () => {
-    const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    const dark = root.dataset.theme
+      ? root.dataset.theme === "dark"
+      : matchMedia("(prefers-color-scheme: dark)").matches;
     set(store(dark ? "light" : "dark") || (dark ? "light" : "dark"));
   });
 }

@@ -8,19 +8,43 @@ async function togetherPage(side, _, query) {
   const graph = await load(`${side}/together`);
   const f = await loadList(side);
   const around = query.around === undefined || query.around === "" ? null : Number(query.around);
-  if (around !== null && !(Number.isInteger(around) && around >= 0 && around < own.n_features)) throw new Error(`There is no feature ${query.around}.`);
+  if (around !== null && !(Number.isInteger(around) && around >= 0 && around < own.n_features))
+    throw new Error(`There is no feature ${query.around}.`);
   const known = pairsOf(graph);
   const chosen = around === null ? graph.start : neighbourhood(known, around);
-  const input = el("input", { type: "number", min: 0, max: own.n_features - 1, value: around ?? "", "aria-label": "feature", id: "around" });
-  input.addEventListener("change", () => (location.hash = link(side, "together", input.value === "" ? {} : { around: input.value })));
+  const input = el("input", {
+    type: "number",
+    min: 0,
+    max: own.n_features - 1,
+    value: around ?? "",
+    "aria-label": "feature",
+    id: "around",
+  });
+  input.addEventListener(
+    "change",
+    () => (location.hash = link(side, "together", input.value === "" ? {} : { around: input.value })),
+  );
   return {
     title: "Together",
     body: [
       el("h1", null, "Features that fire together"),
       sidesNav(side, "together"),
-      el("p", { class: "lead" }, around === null ? "Groups that fire on the same tokens most closely. " : ["Around ", featureLink(side, around, nameOf(f, around)), ". "], el("label", { class: "inline" }, around === null ? "Around feature " : "Another one: ", input)),
-      chosen.length > 1 ? matrix(side, own, f, chosen, known, graph) : el("p", { class: "note" }, "No feature is known to fire together with it."),
-      el("p", { class: "note" }, `Colour is phi, the correlation of firing or not, over ${number(graph.rows)} sampled tokens. Of every feature the ${graph.width} closest are known; an empty square is a pair that is in neither list.`),
+      el(
+        "p",
+        { class: "lead" },
+        around === null
+          ? "Groups that fire on the same tokens most closely. "
+          : ["Around ", featureLink(side, around, nameOf(f, around)), ". "],
+        el("label", { class: "inline" }, around === null ? "Around feature " : "Another one: ", input),
+      ),
+      chosen.length > 1
+        ? matrix(side, own, f, chosen, known, graph)
+        : el("p", { class: "note" }, "No feature is known to fire together with it."),
+      el(
+        "p",
+        { class: "note" },
+        `Colour is phi, the correlation of firing or not, over ${number(graph.rows)} sampled tokens. Of every feature the ${graph.width} closest are known; an empty square is a pair that is in neither list.`,
+      ),
     ],
   };
 }
@@ -30,7 +54,8 @@ const nameOf = (f, i) => f.labels.get(i) || f.names[i] || "";
 // Map of "a-b" -> [phi, count], and of each feature's neighbours
 function pairsOf(graph) {
   if (graph.known) return graph.known;
-  const pairs = new Map(), next = new Map();
+  const pairs = new Map(),
+    next = new Map();
   let place = 0;
   graph.counts_of.forEach((n, feature) => {
     const own = [];
@@ -50,7 +75,8 @@ const pairKey = (a, b) => (a < b ? `${a}-${b}` : `${b}-${a}`);
 function neighbourhood({ next, pairs }, feature) {
   const found = [feature];
   for (let k = 0; k < found.length && found.length < MOST_AROUND; k++) {
-    for (const other of next.get(found[k]) || []) if (!found.includes(other) && found.length < MOST_AROUND) found.push(other);
+    for (const other of next.get(found[k]) || [])
+      if (!found.includes(other) && found.length < MOST_AROUND) found.push(other);
   }
   const phi = (a, b) => pairs.get(pairKey(a, b))?.[0] ?? 0;
   const ordered = [found.shift()]; // each next to the one it fires with most
@@ -64,7 +90,18 @@ function neighbourhood({ next, pairs }, feature) {
 }
 
 function matrix(side, own, f, chosen, { pairs }, graph) {
-  const head = el("tr", null, el("th", null, ""), chosen.map((i) => el("th", { class: "upright" }, el("a", { href: link(side, `feature/${i}`), "data-tip": `${i} ${nameOf(f, i)}` }, String(i)))));
+  const head = el(
+    "tr",
+    null,
+    el("th", null, ""),
+    chosen.map((i) =>
+      el(
+        "th",
+        { class: "upright" },
+        el("a", { href: link(side, `feature/${i}`), "data-tip": `${i} ${nameOf(f, i)}` }, String(i)),
+      ),
+    ),
+  );
   const rows = chosen.map((a) =>
     el(
       "tr",
@@ -75,9 +112,19 @@ function matrix(side, own, f, chosen, { pairs }, graph) {
         const found = pairs.get(pairKey(a, b));
         if (!found) return el("td");
         const said = `${a} ${nameOf(f, a)}\nand ${b} ${nameOf(f, b)}\nphi ${found[0].toFixed(2)}, both on ${number(found[1])} of ${number(graph.rows)} tokens`;
-        return el("td", { class: "cofires", "data-tip": said, style: { "--a": Math.min(1, 0.08 + 0.92 * found[0]).toFixed(2) } });
+        return el("td", {
+          class: "cofires",
+          "data-tip": said,
+          style: { "--a": Math.min(1, 0.08 + 0.92 * found[0]).toFixed(2) },
+        });
       }),
     ),
   );
-  return heatTable("heat square", "which features fire together: arrow keys lead from square to square", head, rows, chosen.length);
+  return heatTable(
+    "heat square",
+    "which features fire together: arrow keys lead from square to square",
+    head,
+    rows,
+    chosen.length,
+  );
 }
