@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 
 import mlx.core as mx
 import numpy as np
@@ -382,6 +383,22 @@ def test_numbers_alone_make_a_site_that_says_so(sae):
 def test_arguments_that_are_none_are_explained(sae, arguments, why):
     with pytest.raises((ConfigError, DataError), match=why):
         sae.make_dashboard(**arguments)
+
+
+def test_what_can_be_checked_is_checked_before_a_long_analysis(sae, tmp_path):
+    def texts():
+        raise AssertionError("the texts were read")
+        yield ""
+
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match="holds other files"):
+        sae.export_dashboard(tmp_path, texts())
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(ConfigError, match="cannot be used"):
+        sae.dashboard(texts(), other.getsockname()[1])
+    with pytest.raises(ConfigError, match="title=5"):
+        sae.make_dashboard(texts(), title=5)
+    with pytest.raises(ConfigError, match="name of a Space"):
+        sae.push_dashboard("", texts())
 
 
 def test_bars_of_the_density_hold_what_lies_beyond_them():

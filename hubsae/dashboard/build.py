@@ -2,7 +2,7 @@
 
 import importlib.resources
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -64,9 +64,6 @@ class Dashboard:
             raise DataError("a dashboard needs a dictionary")
         if pairs is not None:
             pairs = pairs.checked(sides)
-        if title is not None and not isinstance(title, str):
-            raise ConfigError(f"title={title!r}: expected a text")
-        circuits = check_circuits(circuits)
         name = title or " and ".join(side.name for side in sides[: 2 if pairs else 1])
         data: dict[str, Callable[[], object]] = {
             "about": partial(page_data.about, sides, name, texts, circuits, pairs),
@@ -96,7 +93,7 @@ class Dashboard:
         """
         from tqdm import tqdm
 
-        target = _check_folder(folder, self.files)
+        target = check_folder(folder, self.files)
         own = (path for path in (target / "data").rglob("*.js") if not path.parent.is_symlink())
         old = tuple(name for path in own if is_part(name := path.relative_to(target).as_posix()))
         try:
@@ -173,7 +170,7 @@ def is_part(path: str) -> bool:
     return bool(_PART.fullmatch(path))
 
 
-def _check_folder(folder: str | Path, files: Mapping[str, object]) -> Path:
+def check_folder(folder: str | Path, files: Iterable[str] = (_INDEX,)) -> Path:
     """Where a site is written, absolute; `ArtifactError` where anything else would be lost or cannot be replaced."""
     if not isinstance(folder, str | Path) or not str(folder) or "\0" in str(folder):
         raise ConfigError(f"{folder!r}: expected the path of a folder to write the site to")

@@ -11,11 +11,11 @@ from huggingface_hub import CommitInfo
 from hubsae import survey, text_analysis
 from hubsae.circuits import Circuit
 from hubsae.dashboard import space
-from hubsae.dashboard.build import AnalysedText, Dashboard, check_circuits
+from hubsae.dashboard.build import AnalysedText, Dashboard, check_circuits, check_folder
 from hubsae.dashboard.live import Live
 from hubsae.dashboard.page_data import Side
-from hubsae.dashboard.server import LocalServer
-from hubsae.errors import DataError, HubsaeError, warn
+from hubsae.dashboard.server import LocalServer, check_port
+from hubsae.errors import ConfigError, DataError, HubsaeError, warn
 from hubsae.questions import Questions
 from hubsae.store import CARD, STATISTICS
 
@@ -41,16 +41,18 @@ class WithDashboard(Questions):
         model. circuits: to be shown as graphs; their other dictionaries are shown too where examples of their features
         are known.
         """
+        circuits = check_circuits(circuits)
+        if title is not None and not isinstance(title, str):
+            raise ConfigError(f"title={title!r}: expected a text")
+        if isinstance(texts, str) or not isinstance(texts, Iterable | None):
+            raise DataError(f"texts is a {type(texts).__name__}: expected a list of texts")
         known = self._analysed(validation_dataset, model, examples=False)
         if known is None:
             raise DataError("nothing is known of its features yet; give validation_dataset=texts (or --texts)")
         if not known.has_examples:
             warn("only numbers are known of its features; validation_dataset=texts adds examples and neighbours")
-        circuits = check_circuits(circuits)
         sides = [Side.of(self, known), *self._others(circuits)]
-        if isinstance(texts, str) or not isinstance(texts, Iterable | None):
-            raise DataError(f"texts is a {type(texts).__name__}: expected a list of texts")
-        if texts is None and validation_dataset is not None and isinstance(validation_dataset, list | tuple):
+        if texts is None and isinstance(validation_dataset, list | tuple):
             long = (text for text in validation_dataset if isinstance(text, str) and len(text) > 40)
             texts = [text[:_LETTERS].rsplit(" ", 1)[0] for text in islice(long, _TEXTS)]
         analysed = []
@@ -90,6 +92,7 @@ class WithDashboard(Questions):
         With a model (`model`, or the one it is bound to) the site also shows the features of texts that are typed, and
         has a bench for steering. port 0: any free one. `say` is told the address. The rest is as in `make_dashboard`.
         """
+        check_port(port)
         site = self.make_dashboard(validation_dataset, model=model, texts=texts, circuits=circuits, title=title)
         with_models = [self._models_at_hand(side.dictionary, model) for side in site.sides]
         server = LocalServer(site, port, Live(site.sides, with_models).actions)
@@ -118,6 +121,7 @@ class WithDashboard(Questions):
         progress: bool = False,
     ) -> Path:
         """Write its site into `folder`: files alone, to be opened from there or served from anywhere."""
+        check_folder(folder)
         site = self.make_dashboard(validation_dataset, model=model, texts=texts, circuits=circuits, title=title)
         return site.write(folder, progress)
 

@@ -44,6 +44,18 @@ _HEADERS = {
 }
 
 
+def check_port(port: int) -> None:
+    """Raise `ConfigError` for what is no port, or one that is taken."""
+    if not 0 <= as_type(port, int, "port") < 65536:
+        raise ConfigError(f"port={port}: expected 0 (any free one) to 65535")
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((LOOPBACK, port))
+    except OSError as error:
+        raise ConfigError(f"port {port} cannot be used ({error}); give another one, or 0 for any free one") from error
+
+
 class LocalServer:
     """A dashboard served on 127.0.0.1; `run` answers until it is interrupted, on the thread that called it.
 
@@ -52,19 +64,13 @@ class LocalServer:
     """
 
     def __init__(self, dashboard: Dashboard, port: int = 8080, actions: Mapping[str, Action] | None = None):
-        if not 0 <= as_type(port, int, "port") < 65536:
-            raise ConfigError(f"port={port}: expected 0 (any free one) to 65535")
+        check_port(port)
         self.dashboard, self.actions = dashboard, dict(actions or {})
         self.token = secrets.token_urlsafe(32)
         self._ticket: str | None = None
         self._made = lru_cache(_KEPT_FILES)(lambda path: dashboard.files[path]())
         self._jobs: queue.Queue[tuple[Action, dict, Future] | None] = queue.Queue()
-        try:
-            self._http = _Http((LOOPBACK, port), _Handler)
-        except OSError as error:
-            raise ConfigError(
-                f"port {port} cannot be used ({error}); give another one, or 0 for any free one"
-            ) from error
+        self._http = _Http((LOOPBACK, port), _Handler)
         self._http.owner = self
         self.port = self._http.server_port
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.1,), daemon=True)
