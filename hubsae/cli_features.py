@@ -142,6 +142,16 @@ def _features(options: argparse.Namespace) -> None:
 
 
 def _dashboard(options: argparse.Namespace) -> None:
+    from hubsae.dashboard.build import check_folder
+    from hubsae.dashboard.server import check_port
+    from hubsae.dashboard.space import check_repo_id
+
+    if options.export:
+        check_folder(options.export)
+    if options.push is not None:
+        check_repo_id(options.push)
+    if not options.export and not options.push:
+        check_port(options.port)
     dictionary = bound(options) if options.live or options.model or options.texts or options.text else load(options)
     dataset = texts(options) if options.texts else None
     if dataset is not None:

@@ -324,6 +324,8 @@ class Features(Shown):
         at, value = self.columns["top_at"], self.columns["top_value"]
         n = min(at.shape[1], 5)
         windows = self.columns["top_tokens"].reshape(len(at), at.shape[1], -1)[:, :n]
+        if at.min(initial=0) < 0 or at.max(initial=0) >= windows.shape[2]:
+            raise ArtifactError("examples of features are damaged: tokens lie outside of their texts")
         ids = np.take_along_axis(windows, at[:, :n, None].astype(np.int64), axis=2)[..., 0]
         ids[value[:, :n] <= 0] = -1
         if (ids[value[:, :n] > 0] < 0).any():

@@ -16,6 +16,7 @@ from hubsae.identity import BaseModel
 from hubsae.probe import Probe, probe
 from hubsae.sites import Site, parse_sites
 from hubsae.taps import AllRead, Edit, Taps
+from hubsae.tokens import check_text
 
 Interventions = Mapping[str, Edit] | Mapping[Site, Edit]
 
@@ -183,7 +184,7 @@ class LanguageModel:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer adds by itself (BOS for Llama and Gemma)."""
-        ids = list(self.tokenizer.encode(text))
+        ids = list(self.tokenizer.encode(check_text(text)))
         if not ids:
             raise DataError(f"the text {text!r} has no tokens")
         return ids

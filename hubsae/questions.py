@@ -347,7 +347,7 @@ class Questions(Dictionary):
         """The features in a folder that labels are to be kept in; `ArtifactError` where it is another dictionary's."""
         if (folder / CONFIG).is_file():
             there = Dictionary.from_pretrained(folder)
-            if there.config != self.config or not survey.same_marks(survey.fingerprint(there), self):
+            if not survey.same_dictionary(there, self):
                 raise ArtifactError(f"{folder} holds another dictionary; give another save_path")
         if not (folder / FEATURES).is_file():
             return None

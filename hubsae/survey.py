@@ -173,6 +173,11 @@ def same_marks(marks: dict[str, list[float]], dictionary: Dictionary) -> bool:
     return set(own) == set(marks) and all(_close(marks[name], values) for name, values in own.items())
 
 
+def same_dictionary(one: Dictionary, other: Dictionary) -> bool:
+    """Whether two are one and the same, as far as configs and fingerprints tell."""
+    return one is other or (one.config == other.config and same_marks(fingerprint(one), other))
+
+
 def _close(theirs: list[float], own: list[float]) -> bool:
     if len(theirs) != len(own):
         return False

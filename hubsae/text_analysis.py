@@ -134,8 +134,8 @@ def encode_texts(dictionary: Dictionary, models: Models, texts: Sequence[str]) -
         raise DataError("no texts were given")
     if empty := [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]:
         raise DataError(f"text {empty[0]} is empty or no text: {texts[empty[0]]!r}")
-    if broken := [i for i, text in enumerate(texts) if any("\ud800" <= letter <= "\udfff" for letter in text)]:
-        raise DataError(f"text {broken[0]} holds half a character (a lone surrogate), which no tokenizer reads")
+    for text in texts:
+        tokens.check_text(text)
     config = dictionary.config.token_config()
     chunks = list(read_chunks(models, texts, config))
     if missing := sorted(set(range(len(texts))) - {chunk.document for chunk in chunks}):

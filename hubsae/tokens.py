@@ -144,6 +144,13 @@ def read_texts(name: str | Path, *, split: str = "train", subset: str | None = N
         raise DataError(f"{name}: neither a file nor a dataset that can be loaded ({error})") from error
 
 
+def check_text(text: str) -> str:
+    """The text, if a tokenizer can read it; `DataError` where it holds half a character."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise DataError(f"{text[:60]!r} holds half a character (a lone surrogate), which no tokenizer reads")
+    return text
+
+
 def callable_tokenizer(tokenizer: Any) -> Any:
     """The tokenizer of transformers itself, or the one under mlx-lm's wrapper, which cannot be called."""
     return tokenizer if callable(tokenizer) else getattr(tokenizer, "_tokenizer", tokenizer)

@@ -8,6 +8,7 @@ used for every view; what is timed is from the navigation's start until the page
 
 import argparse
 import json
+import shutil
 import statistics
 import tempfile
 import time
@@ -33,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--tokens", type=int, default=500_000)
-    parser.add_argument("--browser", default="/usr/bin/chromium")
+    parser.add_argument("--browser", default=shutil.which("chromium"), help="a Chromium (default: that on the path)")
     options = parser.parse_args()
     model, texts = InterpretableModel(options.model), tokens.read_texts(options.texts)
     sae = dictionary(model, texts, options)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import hubsae  # noqa: F401  (before mlx: loads the BLAS)
 
 # isort: split
+import browser
 import mlx.core as mx
 from hub_server import HubServer
 
@@ -17,6 +19,7 @@ from hubsae import InterpretableModel
 from hubsae.api import SAE
 from hubsae.demo import atlas
 from hubsae.dictionary import DictionaryConfig
+from hubsae.features import Label
 
 
 @pytest.fixture(scope="session")
@@ -70,3 +73,19 @@ def alice(hub: HubServer, tmp_path: Path) -> Iterator[HubServer]:
     """The same, with the client of this process pointed at it as user alice."""
     with hub.patched(tmp_path / "alice"):
         yield hub
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    yield from browser.chromium()
+
+
+@pytest.fixture(scope="session")
+def labelled_sae(demo_model, demo_texts) -> SAE:
+    """A trained dictionary with labels."""
+    found = demo_model.train_sae(
+        0, demo_texts[:800], "residual", expansion_factor=2, k=8, batch_size=64, progress=False
+    )
+    found.feature_statistics(demo_texts[:200], config=browser.CONFIG, dataset_name="the atlas")
+    found.relabel({7: Label("countries of the atlas", 0.93, 20, "a person"), 9: Label("months", None, 0, "a person")})
+    return found

@@ -274,7 +274,8 @@ class Call:
             raise Refusal(400, "A Space needs an sdk")
         repo = self.hub.add_repo(repo_id, kind, private=self.json.get("visibility") == "private")
         if kind == "space":
-            first = {"README.md": f"---\ntitle: New\nsdk: {self.json['sdk']}\n---\n".encode()}
+            card = f"---\ntitle: New\nsdk: {self.json['sdk']}\n---\n\nCheck out the configuration reference at ...\n"
+            first = {"README.md": card.encode()}
             if self.json["sdk"] == "static":
                 first |= {"index.html": b"<p>Welcome to your static Space!</p>", "style.css": b"p { color: red }"}
             self.hub.put(repo_id, first, repo_type="space", message="initial commit")

@@ -1,131 +1,24 @@
-"""The dashboard in a real browser: what people see, that links and keys work, and that nothing leaves the page.
+"""The dashboard as files in a real browser: what people see, that links and keys work, that nothing leaves the page."""
 
-It needs Chromium: `chromium` on the path, or HUBSAE_BROWSER. With HUBSAE_BROWSER=required a missing one is an error.
-"""
-
-import os
 import re
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from browser import CONFIG, TEXT, Visit, visit
 from conftest import random_sae
 from site_parts import HOSTILE, HOSTILE_LABEL, hostile
 
-from hubsae import SurveyConfig, find_feature_circuits
+from hubsae import find_feature_circuits
 from hubsae.dashboard import AnalysedText, Column, Dashboard, Pairs, Side
-from hubsae.features import Label
 from hubsae.tables import plain
 from hubsae.text_analysis import analyze_text
 
-CONFIG = SurveyConfig(top_examples=6, random_examples=12, tokens_before=6, tokens_after=4, sampled_rows=2_000)
-PLACES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-TEXT = "Paris is the capital of France. People there speak French."
-SHIFTS = """() => { window.shift = 0; new PerformanceObserver((list) => {
-    for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shift += entry.value;
-}).observe({ type: "layout-shift", buffered: true }); }"""
-
-
-def browser_path() -> str | None:
-    wanted = os.environ.get("HUBSAE_BROWSER", "")
-    if wanted and wanted != "required":
-        return wanted
-    found = next(filter(None, map(shutil.which, PLACES)), None)
-    return found or (MAC if Path(MAC).exists() else None)
-
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    path = browser_path()
-    if path is None:
-        assert os.environ.get("HUBSAE_BROWSER") != "required", "no Chromium was found, and it is required"
-        pytest.skip("no Chromium was found")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=OPTIONS)
-        yield browser
-        browser.close()
-
-
-class Visit:
-    """A page that is watched: what it logs, what it asks for, how far it jumps."""
-
-    def __init__(self, page: Any, home: str):
-        self.page, self.home = page, home
-        self.problems: list[str] = []
-        self.requests: list[str] = []
-        page.on("console", lambda m: self.problems.append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: self.problems.append(str(error)))
-        page.on("dialog", lambda dialog: (self.problems.append("a dialog"), dialog.dismiss()))
-        page.on("request", lambda request: self.requests.append(request.url))
-        page.goto(home)
-        self.settle()
-        page.evaluate(SHIFTS)
-
-    def settle(self) -> None:
-        self.page.wait_for_selector("main:not([aria-busy])")
-        self.until("!document.body.classList.contains('loading')")
-
-    def until(self, condition: str) -> None:
-        """Wait until a JavaScript expression is true; asked from outside, since the pages allow no evaluation."""
-        end = time.monotonic() + 10
-        while not self.page.evaluate(condition):
-            assert time.monotonic() < end, condition
-            time.sleep(0.02)
-
-    def go(self, place: str) -> "Visit":
-        self.page.evaluate("place => { location.hash = place }", place)
-        self.page.wait_for_timeout(50)
-        self.settle()
-        return self
-
-    def text(self, selector: str = "main") -> str:
-        return self.page.inner_text(selector)
-
-    def count(self, selector: str) -> int:
-        return self.page.locator(selector).count()
-
-    def check(self) -> None:
-        """Nothing was logged, nothing left the site, nothing is wider than the window."""
-        assert self.problems == []
-        root = self.home.split("#")[0].rsplit("/", 1)[0]
-        assert [url for url in self.requests if not url.startswith((root, "data:,", "blob:"))] == []
-        assert self.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
-        assert self.page.evaluate("window.taken") is None
-
-
-@contextmanager
-def visit(chromium: Any, home: str, **options: Any) -> Iterator[Visit]:
-    context = chromium.new_context(**{"viewport": {"width": 1366, "height": 800}, **options})
-    found = Visit(context.new_page(), home)
-    try:
-        yield found
-        found.check()
-    finally:
-        context.close()
-
-
-@pytest.fixture(scope="module")
-def sae(demo_model, demo_texts):
-    """A trained dictionary with labels."""
-    found = demo_model.train_sae(
-        0, demo_texts[:800], "residual", expansion_factor=2, k=8, batch_size=64, progress=False
-    )
-    found.feature_statistics(demo_texts[:200], config=CONFIG, dataset_name="the atlas")
-    found.relabel({7: Label("countries of the atlas", 0.93, 20, "a person"), 9: Label("months", None, 0, "a person")})
-    return found
+def sae(labelled_sae):
+    return labelled_sae
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +137,9 @@ def test_the_list_is_ordered_and_filtered_as_it_says(here, sae):
     assert here.text(".count").startswith(f"{int(((density >= 0.02) & (density < 0.05)).sum())} of")
     here.go("#/of/1/features?state=dead")
     assert ids() == list(range(10))
+    here.page.set_viewport_size({"width": 390, "height": 800})
+    here.go("#/of/1/features?sort=score")  # without labels there is no such column
+    assert here.page.locator(".row .n:visible").count() == here.count(".row")
 
 
 def test_only_rows_in_sight_are_elements_and_scrolling_brings_the_others(here):
@@ -400,6 +296,9 @@ def test_a_text_is_coloured_by_the_chosen_feature_and_token(here, sae, demo_mode
     third = here.page.locator(".heat tbody tr").nth(2)
     assert "chosen" in third.get_attribute("class")
     assert here.page.evaluate("document.activeElement.cellIndex") == 2
+    here.page.focus(".heat tbody tr:nth-child(6) th a")
+    here.page.keyboard.press("ArrowRight")
+    assert here.page.evaluate("document.activeElement.tagName") == "A"
     tokens.nth(0).click()
     assert "does not read this token" in here.text(".chosen-token")
 
@@ -521,6 +420,16 @@ def test_pages_fit_a_phone(chromium, address, width):
         assert found.page.is_visible("#tip")
 
 
+def test_numbers_of_no_sense_break_no_page(chromium, sae, tmp_path):
+    strange = random_sae(128, 256, {"name": "topk", "k": 8})
+    for number, rows in enumerate(([10**15, 10**15 + 16], [1e-30, 5e-30], [0, 0], [9e15, 1], [1e17, 2e17, 3e17])):
+        strange.statistics = {"log": [{"rows": n, "fvu": 0.5 / (i + 1), "l0": 1e290} for i, n in enumerate(rows)]}
+        strange.metrics = {"fvu": 1e-290, "l0": -1e290, "kl": 0}
+        folder = Dashboard.of([Side(strange, sae.features, "x")]).write(tmp_path / str(number))
+        with visit(chromium, (folder / "index.html").as_uri()) as found:
+            assert "How well it reconstructs" in found.text()
+
+
 def test_hostile_texts_are_shown_as_text(chromium, sae, tmp_path, demo_model):
     features = hostile(sae.features)
     strange = random_sae(128, 256, {"name": "topk", "k": 8})
@@ -548,147 +457,3 @@ def test_hostile_texts_are_shown_as_text(chromium, sae, tmp_path, demo_model):
     for text in (*HOSTILE, HOSTILE_LABEL):
         assert plain(text).strip() in seen
     assert not set("\u202e\u2066\x00\x07\x1b\u2028") & set(seen)
-
-
-@contextmanager
-def serving(folder: Path, model: Path) -> Iterator[str]:
-    """The address that `hubsae dashboard` prints; it is ended by Ctrl+C, if not by `stop`."""
-    command = [sys.executable, "-m", "hubsae.cli", "dashboard", str(folder), "--port", "0", "--no-browser"]
-    with subprocess.Popen([*command, "--model", str(model)], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        line = process.stdout.readline()
-        address = next(word for word in line.split() if word.startswith("http://"))
-        RUNNING[address] = process
-        yield address
-        stop(address)
-
-
-RUNNING: dict[str, subprocess.Popen] = {}
-
-
-def stop(address: str) -> None:
-    if process := RUNNING.pop(address, None):
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
-
-
-@pytest.fixture(scope="module")
-def served(sae, demo_folder, tmp_path_factory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("served") / "sae"
-    sae.save(folder)
-    with serving(folder, demo_folder) as address:
-        yield address
-
-
-def test_a_typed_text_shows_its_features(chromium, served, sae, demo_model):
-    with visit(chromium, served) as found:
-        assert "token" not in found.page.url  # the key does not stay in the address
-        found.page.click("#nav a:text-is('Try a text')")
-        found.page.fill("textarea", TEXT)
-        found.page.keyboard.press("Control+Enter")
-        found.page.wait_for_selector(".heat")
-        assert "".join(t.text_content() for t in found.page.locator(".passage .token").all()).endswith(TEXT)
-        shown = [int(row.get_attribute("data-feature")) for row in found.page.locator(".heat tbody tr").all()]
-        assert shown == [f.feature for f in sae.analyze_text(TEXT, demo_model).strongest(40)]
-        found.page.fill("textarea", "  ")
-        found.page.click("button[type=submit]")
-        found.page.wait_for_selector(".answer .error")
-        assert "expected 1 to" in found.text(".answer")
-        found.problems = [p for p in found.problems if "400" not in p]  # the browser notes the refusal
-
-
-def test_the_bench_puts_both_texts_side_by_side(chromium, served, sae, demo_model):
-    with visit(chromium, served) as found:
-        found.go("#/feature/7")
-        found.page.click("text=steer with it")
-        found.page.wait_for_selector(".strength-row")
-        assert found.page.input_value(".feature-id") == "7"
-        assert "countries of the atlas" in found.text(".strength-row")
-        found.page.fill(".strength", "25")
-        found.page.fill("textarea", "The capital of France is")
-        found.page.click("text=Compare")
-        found.page.wait_for_selector(".answer .two")
-        expected = [
-            demo_model.generate("The capital of France is", interventions=change, max_tokens=30)
-            for change in (None, sae.intervene(add={7: 25.0}))
-        ]
-        said = [s.text_content().strip() for s in found.page.locator(".said").all()]
-        assert said == [text.strip().replace("\n", "⏎\n") for text in expected]
-        left, right = (s.bounding_box() for s in found.page.locator(".two > section").all())
-        assert left["y"] == right["y"]
-
-
-def test_the_bench_keeps_what_was_built_and_says_what_is_amiss(chromium, served):
-    with visit(chromium, served) as found:
-        found.go("#/steer?changes=7:set:2,9:ablate:0,99:add:-3.5")
-        rows = found.page.locator(".strength-row")
-        assert rows.count() == 3
-        assert rows.nth(1).locator(".strength").is_hidden()
-        assert found.page.input_value(".strength-row >> nth=2 >> .strength") == "-3.5"
-        found.page.click("text=one more feature")
-        assert found.page.evaluate("document.activeElement.className") == "feature-id"
-        found.page.keyboard.type("99999")
-        assert "there is no such feature" in rows.nth(3).inner_text()
-        rows.nth(3).get_by_label("leave it out").click()
-        found.page.fill("textarea", "The capital of Italy is")
-        found.page.fill(".strength-row >> nth=2 >> .strength", "")
-        found.page.click("text=Compare")  # the browser itself asks for a number
-        found.page.wait_for_timeout(100)
-        assert found.count(".answer .two") == 0
-        found.page.fill(".strength-row >> nth=2 >> .strength", "2")
-        found.page.click("text=Compare")
-        found.page.wait_for_selector(".answer .two")
-        found.page.fill("textarea", "The capital of Spain is")
-        assert "stale" in found.page.get_attribute(".answer", "class")
-        found.page.reload()
-        found.settle()
-        assert found.page.input_value("textarea") == "The capital of Spain is"
-        assert rows.count() == 3
-
-
-def test_a_server_that_was_stopped_and_parts_that_are_lost_are_told(chromium, sae, demo_folder, tmp_path):
-    sae.save(tmp_path / "sae")
-    with serving(tmp_path / "sae", demo_folder) as address, visit(chromium, address) as found:
-        found.go("#/try")
-        stop(address)
-        found.page.fill("textarea", TEXT)
-        found.page.click("button[type=submit]")
-        found.page.wait_for_selector(".answer .error")
-        assert "is it still running" in found.text(".answer .error")
-        assert "does not answer" in found.go("#/feature/3").text(".error")
-        found.problems.clear()  # the browser notes what could not be reached
-    folder = sae.make_dashboard().write(tmp_path / "site")
-    (folder / "data/0/features-1.js").write_text('hubsae.put("0/features-1", "bm8=");')
-    (folder / "data/0/features-2.js").unlink()
-    with visit(chromium, (folder / "index.html").as_uri()) as found:
-        assert "features-1.js is damaged" in found.go("#/feature/64").text(".error")
-        assert "features-2.js cannot be read" in found.go("#/feature/130").text(".error")
-        assert found.go("#/feature/3").count(".examples") == 3
-        for place in ("try", "steer"):
-            assert "This needs a model" in found.go(f"#/{place}").text(".error")
-        found.problems.clear()
-
-
-def test_without_the_key_the_page_says_what_to_do(chromium, served):
-    with visit(chromium, served.split("#")[0]) as found:
-        found.go("#/try")
-        assert "open the address that hubsae printed" in found.text(".error")
-        assert found.count("textarea") == 1
-
-
-def test_other_pages_cannot_read_the_server(chromium, served, tmp_path):
-    """A page from elsewhere includes the data as a script, frames the site, and sends a question."""
-    root = served.split("#")[0]
-    page = f"""<script>window.got = []; window.hubsae = {{ put: (name) => got.push(name) }};</script>
-    <script src="{root}data/about.js"></script><iframe src="{root}"></iframe>
-    <script>fetch("{root}api/analyze", {{ method: "POST", body: "{{}}", headers: {{ "Content-Type": "text/plain" }} }})
-      .then((r) => got.push(r.status), () => got.push("refused")).finally(() => {{ window.done = true }});</script>"""
-    (tmp_path / "evil.html").write_text(page)
-    context = chromium.new_context()
-    evil = context.new_page()
-    evil.goto((tmp_path / "evil.html").as_uri())
-    evil.wait_for_function("window.done")
-    assert evil.evaluate("got") == ["refused"]
-    framed = evil.frames[1]
-    assert "hubsae" not in framed.content() or framed.locator("#main").count() == 0
-    context.close()

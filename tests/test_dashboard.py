@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -143,7 +144,14 @@ def test_what_others_wrote_into_the_numbers_is_left_out_where_it_is_none(sae):
         **{"intervals": {"fvu": "ab", "l0": [1, float("inf")], "kl": [1, 2], "no": [1, 2]}, "data": "texts"},
         "fvu_per_site": {"a": "x", "b": 0.5},
     }
-    log = [5, {"rows": "1"}, {"rows": 1, "fvu": 10**400}, {"rows": 2, "fvu": "x", "l0": 3}, {"rows": 10**400}]
+    log = [
+        5,
+        {"rows": "1"},
+        {"rows": 1, "fvu": 10**400},
+        {"rows": 2, "fvu": "x", "l0": 3},
+        {"rows": 10**400},
+        {"rows": 1e17},
+    ]
     strange.statistics = {"data": [], "log": log, "dead_after_rows": "never"}
     own = about([Side(strange, sae.features, "sae")], "sae", [], [], None)["sides"][0]
     assert own["metrics"] == {
@@ -242,11 +250,17 @@ def test_pairs_stand_with_all_their_numbers(sae):
     assert part(Dashboard.of(sides, pairs=lazy), "pairs") == part(site, "pairs")
     with pytest.raises(DataError, match="needs a dictionary"):
         Dashboard.of([])
+    with pytest.raises(ConfigError, match="title=5"):
+        Dashboard.of(sides, title=5)  # type: ignore
     for pairs, why in (
         (Pairs([3], [7, 8], columns), "different lengths"),
         (Pairs([3, 4], [7, 800], columns), "feature 800"),
-        (Pairs([3, 4], [7, 8], []), "at least one column"),
+        (Pairs([3, 4], [7, 8], []), "at least one Column"),
         (Pairs([3, 4], [7, 8], [Column("a", "a", ["x", "y"])]), "holds no numbers"),
+        (Pairs([3, 4], [7, 8], ["a"]), "at least one Column"),  # type: ignore
+        (Pairs([3, 4], [7, 8], columns, None), "expected texts"),  # type: ignore
+        (Pairs([3, 4], [7, 8], [Column("a", None, [1, 2])]), "expected texts"),  # type: ignore
+        (Pairs([3, 4], [7, 8], [Column("a", "a", [1, 2])] * 2), "different names"),
         (Pairs([3, 4], [7, 8], [Column("a", "a", [[1, 2], [3, 4]])]), "different lengths"),
         (Pairs([3, 4.5], [7, 8], columns), "feature 4.5"),  # type: ignore
     ):
@@ -338,19 +352,23 @@ def test_links_and_other_peoples_files_in_a_site_are_left_alone(site, tmp_path):
     site.write(folder)
     assert (folder / "data" / "mine.js").read_text() == "mine"
     assert (project / "list.js").read_text() == "precious"
-    before = {path: path.read_bytes() for path in folder.rglob("*.js")}
-    for name, change in (
-        ("data", lambda path: path.rename(tmp_path / "moved") and path.symlink_to(tmp_path / "moved")),
-        ("site.css", lambda path: path.unlink() or path.mkdir()),
-        ("data/0", lambda path: path.rename(tmp_path / "old") and path.write_text("a file")),
-    ):
+    for name, moved in (("data", tmp_path / "moved"), ("site.css", None), ("data/0", tmp_path / "old")):
         other = site.write(tmp_path / f"site-{name.replace('/', '-')}")
-        change(other / name)
+        path = other / name
+        if moved is None:
+            path.unlink()
+            path.mkdir()
+        else:
+            path.rename(moved)
+            path.symlink_to(moved) if name == "data" else path.write_text("a file")
+        before = contents(tmp_path)
         with pytest.raises(ArtifactError, match="is a link, or no"):
             site.write(other)
-        if name == "data":
-            (tmp_path / "moved").rename(tmp_path / "kept")
-    assert all(path.read_bytes() == content for path, content in before.items())
+        assert contents(tmp_path) == before
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_numbers_alone_make_a_site_that_says_so(sae):
@@ -411,17 +429,17 @@ def test_bars_of_the_density_hold_what_lies_beyond_them():
     assert (found["counts"][0], found["counts"][-1], sum(found["counts"]), found["never"]) == (1, 1, 3, 1)
 
 
-def test_damaged_examples_are_refused(sae):
-    from dataclasses import replace
-
-    columns = {
-        name: np.array(sae.features.columns[name]) for name in sae.features.columns if name not in ("label", "labeler")
-    }
-    columns = {name: column for name, column in columns.items() if not name.startswith("label")}
-    columns["top_tokens"][50, 2] = -1
+@pytest.mark.parametrize(("name", "place", "value"), [("top_tokens", 2, -1), ("top_at", 0, 60_000), ("top_at", 0, -5)])
+def test_damaged_examples_are_refused(sae, name, place, value):
+    columns = dict(sae.features.columns)
+    columns[name] = columns[name].copy()
+    columns[name][50, place] = value
     site = Dashboard.of([Side(sae, replace(sae.features, columns=columns), "sae")])
     with pytest.raises(ArtifactError, match="damaged"):
         feature(site, 50)
+    if name == "top_at":
+        with pytest.raises(ArtifactError, match="damaged"):
+            part(site, "0/list")
 
 
 def test_two_models_crosscoder_has_both_of_them(demo_model, demo_folder, demo_texts):

@@ -42,7 +42,7 @@ def test_a_push_is_one_commit_with_all_files_and_a_card(published, alice):
     commit = published.push_dashboard("alice/words-dashboard")
     files = alice.files("alice/words-dashboard", repo_type="space")
     site = published.make_dashboard()
-    assert set(files) == {*site.files, "README.md", ".gitattributes"}  # the Hub's own first page is replaced
+    assert set(files) == {*site.files, "README.md", ".gitattributes", "style.css"}  # the last is the Hub's
     assert all(files[path] == make() for path, make in site.files.items())
     titles = [c.title for c in alice.commits("alice/words-dashboard", repo_type="space")]
     assert titles == ["Push a dashboard with hubsae", "initial commit", "initial commit"]
@@ -126,6 +126,36 @@ def test_other_sites_are_not_overwritten(sae, alice):
     assert {"data/points.csv", "data/0/mine.js"} <= set(alice.files("alice/dash", repo_type="space"))
 
 
+@pytest.mark.filterwarnings("ignore:the card was edited by hand")
+def test_a_card_that_was_written_before_the_first_push_is_kept(sae, alice):
+    from huggingface_hub import create_repo
+
+    site, card = sae.make_dashboard(), b"---\nsdk: static\nlicense: mit\n---\nMy own words"
+    alice.put("alice/empty", {"README.md": card}, repo_type="space")
+    create_repo("alice/new", repo_type="space", space_sdk="static")
+    alice.put("alice/new", {"README.md": card, "style.css": b"mine"}, repo_type="space")
+    for name in ("empty", "new"):
+        space.push(site, f"alice/{name}")
+        files = alice.files(f"alice/{name}", repo_type="space")
+        assert "My own words" in files["README.md"].decode()
+        assert front(files["README.md"].decode())["license"] == "mit"
+        assert files["index.html"] == site.files["index.html"]()
+    assert files["style.css"] == b"mine"
+    alice.put("alice/kept", {"README.md": card}, repo_type="space")
+    space.push(site, "alice/kept", card="keep")
+    assert alice.files("alice/kept", repo_type="space")["README.md"] == card
+
+
+def test_a_site_that_cannot_be_made_creates_no_space(sae, alice):
+    site = sae.make_dashboard()
+    broken = Dashboard(
+        site.title, site.sides, {**site.files, "data/about.js": lambda: space.check_repo_id("").encode()}
+    )
+    with pytest.raises(ConfigError):
+        space.push(broken, "alice/never")
+    assert ("space", "alice/never") not in alice.repos
+
+
 def test_what_not_everybody_sees_is_linked_from_nowhere(published, alice):
     before = alice.head("alice/words")
     published.push_dashboard("alice/secret", private=True)
@@ -143,7 +173,7 @@ def test_spaces_of_another_kind_and_public_ones_are_not_touched(sae, alice):
     site = sae.make_dashboard()
     alice.put("alice/app", {"README.md": b"---\nsdk: gradio\n---\n", "app.py": b"run()"}, repo_type="space")
     before = alice.head("alice/app", repo_type="space")
-    with pytest.raises(HubError, match="of the kind gradio"):
+    with pytest.raises(HubError, match="is a gradio Space"):
         space.push(site, "alice/app")
     assert alice.head("alice/app", repo_type="space") == before
     space.push(site, "alice/open")
@@ -175,6 +205,17 @@ def test_the_command_line_exports_and_publishes(sae, alice, tmp_path, capsys):
     (tmp_path / "words" / "features.parquet").unlink()
     assert main(["dashboard", str(tmp_path / "words"), "--export", str(tmp_path / "site")]) == 1
     assert "nothing is known of its features" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["--export", "afile"], ["--port", "99999"], ["--push", "/"]])
+def test_the_command_line_looks_before_it_analyses(sae, demo_folder, tmp_path, capsys, monkeypatch, wrong):
+    sae.save(tmp_path / "words")
+    (tmp_path / "afile").write_text("a file")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(SAE, "feature_statistics", lambda *_, **__: pytest.fail("it analysed"))
+    texts = ["--texts", "afile", "--model", str(demo_folder)]
+    assert main(["dashboard", str(tmp_path / "words"), *texts, *wrong]) == 1
+    assert "hubsae: " in capsys.readouterr().err
 
 
 def test_the_command_line_analyses_where_texts_are_given(sae, demo_folder, demo_texts, tmp_path, capsys):

@@ -12,9 +12,10 @@ from hubsae.circuits import Circuit
 from hubsae.dashboard import feature_data, page_data
 from hubsae.dashboard.page_data import Pairs, Side
 from hubsae.dashboard.shards import script
+from hubsae.dictionary import Dictionary
 from hubsae.errors import ArtifactError, ConfigError, DataError
 from hubsae.store import staged
-from hubsae.survey import fingerprint, same_marks
+from hubsae.survey import same_dictionary
 from hubsae.tables import plain
 from hubsae.text_analysis import TextAnalysis
 
@@ -23,6 +24,7 @@ _INDEX = "index.html"
 _SUFFIXES = (".html", ".css", ".js")
 _PART = re.compile(r"data/(about|live|texts|pairs|circuit-\d+|\d+/(list|together|features-\d+))\.js")
 _MARK = 'name="generator" content="hubsae"'
+_STYLES = ("page", "list", "content", "phone")
 _SCRIPTS = (
     *("elements", "data", "marks", "charts", "overview", "rows", "list", "feature"),
     *("text", "together", "circuit", "pairs", "live", "start"),
@@ -62,6 +64,7 @@ class Dashboard:
         """
         if not sides:
             raise DataError("a dashboard needs a dictionary")
+        circuits = check_arguments(title, circuits)
         if pairs is not None:
             pairs = pairs.checked(sides)
         name = title or " and ".join(side.name for side in sides[: 2 if pairs else 1])
@@ -80,7 +83,7 @@ class Dashboard:
             data["pairs"] = partial(page_data.pairs_data, pairs)
         files: dict[str, Callable[[], bytes]] = {
             _INDEX: partial(_asset, _INDEX),
-            "site.css": partial(_asset, "site.css"),
+            "site.css": _site_style,
             "site.js": _site_script,
         }
         files |= {f"data/{part}.js": partial(_script, part, make) for part, make in data.items()}
@@ -127,16 +130,9 @@ def _texts(sides: Sequence[Side], texts: Sequence[AnalysedText]) -> list[dict]:
     ]
 
 
-def _place(sides: Sequence[Side], dictionary: object) -> int | None:
+def _place(sides: Sequence[Side], dictionary: Dictionary) -> int | None:
     """The number of a dictionary among those of a site, or None."""
-    for i, side in enumerate(sides):
-        own = side.dictionary
-        if own is dictionary:
-            return i
-        config = getattr(dictionary, "config", None)
-        if own.config == config and same_marks(fingerprint(own), dictionary):  # type: ignore[arg-type]
-            return i
-    return None
+    return next((i for i, side in enumerate(sides) if same_dictionary(side.dictionary, dictionary)), None)
 
 
 def _script(part: str, make: Callable[[], object]) -> bytes:
@@ -147,14 +143,21 @@ def _asset(name: str) -> bytes:
     return importlib.resources.files("hubsae.dashboard").joinpath("web", name).read_bytes()
 
 
+def _site_style() -> bytes:
+    """All style sheets as one."""
+    return b"\n".join(_asset(f"{name}.css") for name in _STYLES)
+
+
 def _site_script() -> bytes:
     """All scripts as one, with no names of theirs to be seen outside."""
     body = "\n".join(_asset(f"{name}.js").decode("utf-8") for name in _SCRIPTS)
     return f'(() => {{\n"use strict";\n{body}}})();\n'.encode()
 
 
-def check_circuits(circuits: Any) -> tuple[Circuit, ...]:
-    """Circuits as a tuple; `DataError` for anything else."""
+def check_arguments(title: Any, circuits: Any) -> tuple[Circuit, ...]:
+    """The circuits of a site as a tuple; `ConfigError` for what is no title, `DataError` for what are no circuits."""
+    if title is not None and not isinstance(title, str):
+        raise ConfigError(f"title={title!r}: expected a text")
     if not isinstance(circuits, Sequence) or not all(isinstance(circuit, Circuit) for circuit in circuits):
         raise DataError("circuits: expected a list of what find_feature_circuits returns")
     return tuple(circuits)

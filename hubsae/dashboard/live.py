@@ -90,8 +90,6 @@ def _text(question: Mapping[str, Any], name: str) -> str:
     text = as_type(question.get(name), str, name)
     if not text.strip() or len(text) > MAX_LETTERS:
         raise DataError(f"{name}: expected 1 to {MAX_LETTERS:,} letters, found {len(text):,}")
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise DataError(f"{name} holds half a character (a lone surrogate)")
     return text
 
 

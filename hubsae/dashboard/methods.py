@@ -11,11 +11,11 @@ from huggingface_hub import CommitInfo
 from hubsae import survey, text_analysis
 from hubsae.circuits import Circuit
 from hubsae.dashboard import space
-from hubsae.dashboard.build import AnalysedText, Dashboard, check_circuits, check_folder
+from hubsae.dashboard.build import AnalysedText, Dashboard, check_arguments, check_folder
 from hubsae.dashboard.live import Live
 from hubsae.dashboard.page_data import Side
 from hubsae.dashboard.server import LocalServer, check_port
-from hubsae.errors import ConfigError, DataError, HubsaeError, warn
+from hubsae.errors import DataError, HubsaeError, warn
 from hubsae.questions import Questions
 from hubsae.store import CARD, STATISTICS
 
@@ -41,9 +41,7 @@ class WithDashboard(Questions):
         model. circuits: to be shown as graphs; their other dictionaries are shown too where examples of their features
         are known.
         """
-        circuits = check_circuits(circuits)
-        if title is not None and not isinstance(title, str):
-            raise ConfigError(f"title={title!r}: expected a text")
+        circuits = check_arguments(title, circuits)
         if isinstance(texts, str) or not isinstance(texts, Iterable | None):
             raise DataError(f"texts is a {type(texts).__name__}: expected a list of texts")
         known = self._analysed(validation_dataset, model, examples=False)
@@ -63,17 +61,17 @@ class WithDashboard(Questions):
 
     def _others(self, circuits: Sequence[Circuit]) -> list[Side]:
         """The other dictionaries of some circuits, each once."""
-        found: list[Side] = []
+        found: list[Questions] = [self]
         for circuit in circuits:
             for dictionary in circuit.saes.values():
-                if dictionary is self or not isinstance(dictionary, Questions):
+                if not isinstance(dictionary, Questions) or any(
+                    survey.same_dictionary(dictionary, other) for other in found
+                ):
                     continue
                 known = dictionary.annotations()
-                if known is None or not known.has_examples or any(side.dictionary is dictionary for side in found):
-                    continue
-                if dictionary.config != self.config or not survey.same_marks(survey.fingerprint(dictionary), self):
-                    found.append(Side.of(dictionary, known))
-        return found
+                if known is not None and known.has_examples:
+                    found.append(dictionary)
+        return [Side.of(dictionary, dictionary.features) for dictionary in found[1:]]
 
     def dashboard(
         self,
@@ -148,29 +146,32 @@ class WithDashboard(Questions):
         space.check_repo_id(repo_id)
         site = self.make_dashboard(validation_dataset, model=model, texts=texts, circuits=circuits, title=title)
         commit = space.push(site, repo_id, private=private, token=token, create_pr=create_pr, progress=progress)
-        repo_id = commit.repo_url.repo_id
-        if not create_pr and space.is_public(repo_id, token):
-            self.statistics = {**self.statistics, "dashboard": repo_id}
-            self._link_back(repo_id, token)
+        if not create_pr:
+            self._link(commit.repo_url.repo_id, token)
         return commit
 
-    def _link_back(self, space_id: str, token: str | None) -> None:
-        """Put the link to the Space on the card of the repository that this was loaded from; warns where it cannot."""
+    def _link(self, space_id: str, token: str | None) -> None:
+        """Link to a public Space from here and from the card of the repository that this was loaded from, or warn."""
         source = self.source
-        if source is None or source.revision is None:
-            return
-        repo_id, subfolder = source.access["repo_id"], source.access.get("subfolder")
         try:
-            if subfolder:
+            if not space.is_public(space_id, token):
+                return
+            self.statistics = {**self.statistics, "dashboard": space_id}
+            if source is None or source.revision is None:
+                return
+            if source.access.get("subfolder"):
                 raise DataError("it lies in a folder of a larger repository")
-            there = type(self).from_pretrained(repo_id, token=token)
-            if there.config != self.config or not survey.same_marks(survey.fingerprint(there), self):
+            there = type(self).from_pretrained(source.access["repo_id"], token=token)
+            if not survey.same_dictionary(there, self):
                 raise DataError("another dictionary is there by now")
             if there.statistics.get("dashboard") == space_id:
                 return
             there.statistics["dashboard"] = space_id
             there.push_to_hub(
-                repo_id, token=token, allow_patterns=[CARD, STATISTICS], commit_message=f"Link the dashboard {space_id}"
+                source.access["repo_id"],
+                token=token,
+                allow_patterns=[CARD, STATISTICS],
+                commit_message=f"Link the dashboard {space_id}",
             )
         except HubsaeError as error:
-            warn(f"the dashboard is published, but the card of {repo_id} has no link to it: {error}")
+            warn(f"the dashboard is published, but the card of {source or 'the dictionary'} has no link to it: {error}")

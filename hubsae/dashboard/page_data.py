@@ -26,7 +26,7 @@ _METRICS = (
     *("kl", "n_tokens", "n_documents", "n_spliced_tokens"),
 )
 _LARGEST = 1e300
-_MAX_POINTS = 1_000  # of a curve
+_MAX_POINTS, _MAX_ROWS = 1_000, 1 << 53  # of a curve, and of the tokens that it was drawn over
 _AT_A_TOKEN, _IN_A_TEXT = 10, 40
 _DECADES = np.arange(-6, 0.01, 0.25)
 
@@ -68,11 +68,15 @@ class Pairs:
     def checked(self, sides: Sequence[Side]) -> "Pairs":
         """The same as lists and arrays.
 
-        Raises `DataError` where lengths differ, features do not exist, values are no numbers, or there are not two
-        dictionaries.
+        Raises `DataError` where lengths differ, features do not exist, values are no numbers, names no texts, or
+        there are not two dictionaries.
         """
-        if len(sides) < 2 or not self.columns:
-            raise DataError("pairs need two dictionaries, and at least one column of numbers")
+        if len(sides) < 2 or not self.columns or not all(isinstance(column, Column) for column in self.columns):
+            raise DataError("pairs need two dictionaries, and at least one Column of numbers")
+        names = [column.name for column in self.columns]
+        texts = [self.note, *names, *(text for column in self.columns for text in (column.title, column.description))]
+        if not all(isinstance(text, str) for text in texts) or len(set(names)) < len(names):
+            raise DataError(f"columns of the pairs, {names}: expected texts, and different names")
         a, b = (check_features(ids, len(side.features)) for ids, side in zip((self.a, self.b), sides, strict=False))
         columns = []
         for column in self.columns:
@@ -171,7 +175,12 @@ def _metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def _training(statistics: Mapping[str, Any]) -> dict[str, Any] | None:
     """The columns of the training log that are drawn."""
     log = statistics.get("log")
-    log = [row for row in log if _number(_dict(row).get("rows")) is not None] if isinstance(log, list) else []
+    log = (
+        [row for row in log if 0 <= (_number(_dict(row).get("rows")) or -1) < _MAX_ROWS]
+        if isinstance(log, list)
+        else []
+    )
+    log = sorted(log, key=lambda row: row["rows"])
     if len(log) < 2:
         return None
     log = [*log[: -1 : -(-len(log) // _MAX_POINTS)], log[-1]]
@@ -241,7 +250,7 @@ def pairs_data(pairs: Pairs) -> dict[str, Any]:
         "a": [int(i) for i in pairs.a],
         "b": [int(i) for i in pairs.b],
         "columns": [
-            {"name": column.name, "title": plain(column.title), "description": plain(column.description)}
+            {"name": plain(column.name), "title": plain(column.title), "description": plain(column.description)}
             for column in pairs.columns
         ],
         "values": [short(column.values) for column in pairs.columns],

@@ -70,7 +70,10 @@ class LocalServer:
         self._ticket: str | None = None
         self._made = lru_cache(_KEPT_FILES)(lambda path: dashboard.files[path]())
         self._jobs: queue.Queue[tuple[Action, dict, Future] | None] = queue.Queue()
-        self._http = _Http((LOOPBACK, port), _Handler)
+        try:
+            self._http = _Http((LOOPBACK, port), _Handler)
+        except OSError as error:  # somebody was faster
+            raise ConfigError(f"port {port} cannot be used ({error})") from error
         self._http.owner = self
         self.port = self._http.server_port
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.1,), daemon=True)

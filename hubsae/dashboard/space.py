@@ -1,6 +1,5 @@
 """A dashboard as a static Space on the Hub, with its card; one commit a push."""
 
-import glob
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,10 @@ from hubsae.store import CARD
 from hubsae.tables import plain
 
 _CARD_TEMPLATE = "dashboard.md"
-_TEMPLATE = {".gitattributes", CARD, "index.html", "style.css"}
-_WELCOME = "Welcome to your static Space!"  # on the page that the Hub puts into a new one
+# what the Hub puts into a new static Space
+_FIRST_FILES = {".gitattributes", CARD, "index.html", "style.css"}
+_FIRST_PAGE = "Welcome to your static Space!"
+_FIRST_CARD = "Check out the configuration reference at"
 
 
 def push(
@@ -38,49 +39,42 @@ def push(
     `private` is wanted.
     """
     api = hub_api(token)
-    with hub_errors(repo_id):
+    with tempfile.TemporaryDirectory() as temporary, hub_errors(repo_id):
+        folder = dashboard.write(Path(temporary, "site"), progress)
         repo_id = api.create_repo(
             repo_id, repo_type="space", space_sdk="static", private=private, exist_ok=True
         ).repo_id
         info = api.space_info(repo_id)
         if info.sdk not in (None, "static"):
-            raise HubError(
-                f"{repo_id} is a Space of the kind {info.sdk}; a dashboard needs a static one. Nothing was sent"
-            )
+            raise HubError(f"{repo_id} is a {info.sdk} Space; a dashboard needs a static one. Nothing was sent")
         if private and not info.private:
             raise HubError(f"{repo_id} exists and is public; private=True does not change that. Nothing was sent")
         files = {file.rfilename for file in info.siblings or []}
-        is_new = _is_new(repo_id, files, info.sha, token)
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = dashboard.write(Path(temporary, "site"), progress)
-            old = None if is_new or CARD not in files else _text_of(repo_id, CARD, info.sha, token)
-            (folder / CARD).write_text(render.merge(old, make_card(dashboard), card), encoding="utf-8")
-            gone = [path for path in files if is_part(path) and path not in dashboard.files]
-            return api.upload_folder(
-                repo_id=repo_id,
-                repo_type="space",
-                folder_path=folder,
-                commit_message=commit_message,
-                create_pr=create_pr,
-                parent_commit=info.sha,
-                delete_patterns=[*map(glob.escape, gone), *(["style.css"] if is_new else [])] or None,
-            )
+        _check_files(repo_id, files, info.sha, token)
+        old = _text_of(repo_id, CARD, info.sha, token) if CARD in files else None
+        if old is not None and render.split(old)[1].strip().startswith(_FIRST_CARD):
+            old = None
+        (folder / CARD).write_text(render.merge(old, make_card(dashboard), card), encoding="utf-8")
+        gone = [path for path in files if is_part(path) and path not in dashboard.files]
+        return api.upload_folder(
+            repo_id=repo_id,
+            repo_type="space",
+            folder_path=folder,
+            commit_message=commit_message,
+            create_pr=create_pr,
+            parent_commit=info.sha,
+            delete_patterns=gone or None,
+        )
 
 
-def _is_new(repo_id: str, files: set[str], revision: str | None, token: str | None) -> bool:
-    """Whether a Space holds only what the Hub puts into a new one; `HubError` where it holds another site."""
-    if "index.html" not in files:
-        if others := sorted(files - {".gitattributes", CARD}):
-            raise HubError(
-                f"{repo_id} holds {', '.join(others[:5])}, and no dashboard. Nothing was sent; give another name"
-            )
-        return True
-    page = _text_of(repo_id, "index.html", revision, token)
-    if is_ours(page):
-        return False
-    if files <= _TEMPLATE and _WELCOME in page:
-        return True
-    raise HubError(f"{repo_id} holds another site than a dashboard. Nothing was sent; give another name")
+def _check_files(repo_id: str, files: set[str], revision: str | None, token: str | None) -> None:
+    """Raise `HubError` where a Space holds another site than a dashboard, or than the Hub's own first page."""
+    others = sorted(files - {".gitattributes", CARD})
+    page = _text_of(repo_id, "index.html", revision, token) if "index.html" in files else ""
+    is_first = files <= _FIRST_FILES and _FIRST_PAGE in page
+    if others and not is_first and not is_ours(page):
+        named = ", ".join(others[:5])
+        raise HubError(f"{repo_id} holds another site than a dashboard ({named}). Nothing was sent; give another name")
 
 
 def _text_of(repo_id: str, name: str, revision: str | None, token: str | None) -> str:

@@ -25,8 +25,9 @@ function ticks(low, high, n = 4) {
   const step = 10 ** Math.floor(Math.log10((high - low) / n));
   const size = [1, 2, 5, 10].map((m) => m * step).find((s) => (high - low) / s <= n) || 10 * step;
   const found = [];
-  for (let k = Math.ceil(low / size - 1e-9); k * size <= high + 1e-9 * size; k++)
-    found.push(Number((k * size).toPrecision(6)));
+  const first = Math.ceil(low / size - 1e-9);
+  for (let k = 0; k <= n + 1 && (first + k) * size <= high + 1e-9 * size; k++)
+    found.push(Number(((first + k) * size).toPrecision(6)));
   return found;
 }
 

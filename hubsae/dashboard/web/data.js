@@ -76,12 +76,13 @@ async function ask(action, question) {
   return found;
 }
 
-function kept(key, value) {
+// What the browser remembers under a key, after it was given a value, if there is one; null where it may not remember.
+function kept(key, value, storage = () => sessionStorage) {
   try {
-    if (value !== undefined) sessionStorage.setItem(key, value);
-    return sessionStorage.getItem(key);
+    if (value !== undefined) storage().setItem(key, value);
+    return storage().getItem(key);
   } catch {
-    return null; // storage is switched off
+    return null;
   }
 }
 

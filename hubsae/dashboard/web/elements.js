@@ -24,7 +24,7 @@ function filled(node, attributes, children) {
 
 function number(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
-  if (Number.isInteger(value)) return value.toLocaleString("en-US");
+  if (Number.isInteger(value) && Math.abs(value) < 1e15) return value.toLocaleString("en-US");
   const size = Math.abs(value);
   if (size >= 1e6) return value.toExponential(2);
   if (size >= 1000) return Math.round(value).toLocaleString("en-US");
@@ -80,8 +80,9 @@ function roving(box, elements, width = 1) {
   const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: width, ArrowUp: -width };
   for (const [i, node] of elements.entries()) node.setAttribute("tabindex", i ? "-1" : "0");
   box.addEventListener("keydown", (event) => {
-    const next = elements.indexOf(document.activeElement) + (steps[event.key] || 0);
-    if (!(event.key in steps) || plainKey(event) === false || !elements[next]) return;
+    const here = elements.indexOf(document.activeElement),
+      next = here + steps[event.key];
+    if (here < 0 || !plainKey(event) || !elements[next]) return;
     elements[at].setAttribute("tabindex", "-1");
     at = next;
     elements[at].setAttribute("tabindex", "0");

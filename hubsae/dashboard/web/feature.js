@@ -20,12 +20,7 @@ async function featurePage(side, [text]) {
           el("span", { class: "id" }, `Feature ${id} `),
           words(feature.name || (feature.n ? "" : "never fires")),
         ),
-        el(
-          "nav",
-          { class: "steps", "aria-label": "other features" },
-          el("a", { href: step(-1), "aria-label": "previous feature" }, "←"),
-          el("a", { href: step(1), "aria-label": "next feature" }, "→"),
-        ),
+        stepsNav("feature", step),
       ),
       featureBody(side, id, feature),
     ],
@@ -35,6 +30,19 @@ async function featurePage(side, [text]) {
         location.hash = step(event.key === "ArrowLeft" ? -1 : 1);
     },
   };
+}
+
+// To the one before and the one after: step(-1) and step(1).
+function stepsNav(what, step) {
+  const links = [
+    [-1, "previous", "←"],
+    [1, "next", "→"],
+  ];
+  return el(
+    "nav",
+    { class: "steps", "aria-label": `other ${what}s` },
+    links.map(([by, word, sign]) => el("a", { href: step(by), "aria-label": `${word} ${what}` }, sign)),
+  );
 }
 
 function featureBody(side, id, feature) {
@@ -161,13 +169,7 @@ function neighbours(side, feature) {
           el(
             "li",
             null,
-            el(
-              "a",
-              { href: link(side, `feature/${n.id}`) },
-              el("span", { class: "id" }, String(n.id)),
-              " ",
-              words(n.name),
-            ),
+            featureLink(side, n.id, n.name),
             el("span", { class: "n", "data-tip": said(n) }, n.score.toFixed(2)),
           ),
         ),

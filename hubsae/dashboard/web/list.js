@@ -49,7 +49,7 @@ async function listPage(side, _, query) {
     seen.address = address;
     heads.replaceChildren(
       ...columns(own, f, chosen).map(([name, text]) =>
-        el("span", { class: name === shownColumn(chosen) ? "main" : null }, text),
+        el("span", { class: name === shownColumn(own, f, chosen) ? "main" : null }, text),
       ),
     );
   }
@@ -57,7 +57,6 @@ async function listPage(side, _, query) {
   const bar = filterBar(own, f, chosen, () => update(true));
   return {
     title: "Features",
-    class: "wide",
     body: [
       el("h1", { class: "hidden" }, "Features"),
       sidesNav(side, "features"),
@@ -69,6 +68,9 @@ async function listPage(side, _, query) {
     key: (event) => listKey(event, list),
   };
 }
+
+const searchField = (value) =>
+  el("input", { type: "search", id: "search", placeholder: "label, token or number", value, "aria-label": "search" });
 
 // Keys that were pressed outside of a list; in its search field only those that lead into it.
 function listKey(event, list) {
@@ -163,16 +165,7 @@ function filterBar(own, f, chosen, changed) {
   const orders = Object.entries(ORDERS).filter(
     ([name]) => (name !== "share" || several) && (name !== "score" || own.n_labelled),
   );
-  const search = field(
-    "q",
-    el("input", {
-      type: "search",
-      id: "search",
-      placeholder: "label, token or number",
-      value: chosen.q,
-      "aria-label": "search",
-    }),
-  );
+  const search = field("q", searchField(chosen.q));
   const more = el(
     "details",
     { open: ["from", "to", "score", "share"].some((name) => chosen[name] !== "") },
@@ -261,10 +254,12 @@ function columns(own, f, { sort, site }) {
 }
 
 // The only column that a phone shows.
-const shownColumn = ({ sort }) => (["mean", "max", "score", "share"].includes(sort) ? sort : "density");
+const shownColumn = (own, f, chosen) =>
+  (columns(own, f, chosen).find(([name]) => name === chosen.sort) || columns(own, f, chosen)[0])[0];
 
 function featureRow(own, f, i, chosen) {
   const label = f.labels.get(i);
+  const shown = shownColumn(own, f, chosen);
   const name = label || f.names[i] || (f.n[i] ? "" : "never fires");
   return [
     el("span", { class: "id" }, String(i)),
@@ -280,7 +275,7 @@ function featureRow(own, f, i, chosen) {
       el("span", { style: { width: `${densityWidth(f.n[i], own.n_tokens)}%` } }),
     ),
     columns(own, f, chosen).map(([column, , said]) =>
-      el("span", { class: column === shownColumn(chosen) ? "n main" : "n" }, said(i)),
+      el("span", { class: column === shown ? "n main" : "n" }, said(i)),
     ),
   ];
 }

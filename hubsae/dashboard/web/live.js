@@ -2,24 +2,38 @@
 
 const typed = { text: kept("hubsae-text") || "", prompt: kept("hubsae-prompt") || "", answers: {} };
 
-function asked(form, out, question) {
+// A form whose question is `read()` and whose answer is shown in `out`, by `answerTo(question)`. An answer is kept under
+// its name, and marked where the form says something else by now; what is returned looks whether it does.
+function asked(form, out, name, read, answerTo) {
   const button = form.querySelector("button[type=submit]");
+  let shown = typed.answers[name];
+  const look = () => out.classList.toggle("stale", Boolean(shown) && shown.question !== JSON.stringify(read()));
+  const show = () => {
+    if (shown) out.replaceChildren(shown.node);
+    look();
+  };
+  form.addEventListener("input", look);
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     if (button.disabled) return;
     button.disabled = true;
     out.setAttribute("aria-busy", "true");
+    const question = read();
+    shown = { question: JSON.stringify(question) };
     try {
-      out.replaceChildren(await question());
+      shown.node = await answerTo(question);
+      typed.answers[name] = shown;
     } catch (error) {
-      out.replaceChildren(el("p", { class: "error", role: "alert" }, error.message));
+      shown.node = el("p", { class: "error", role: "alert" }, error.message);
     }
+    show();
     out.removeAttribute("aria-busy");
     button.disabled = false;
   });
   form.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
+  return show;
 }
 
 function remember(name, value) {
@@ -41,7 +55,7 @@ function noToken(side) {
 
 async function tryPage(side) {
   const warning = noToken(side);
-  const out = el("div", { class: "answer", "aria-live": "polite" }, typed.answers[`try-${side}`]);
+  const out = el("div", { class: "answer", "aria-live": "polite" });
   const area = el(
     "textarea",
     { rows: 4, maxlength: live.max_letters, "aria-label": "text", placeholder: "Type a text" },
@@ -55,15 +69,20 @@ async function tryPage(side) {
     el("small", null, "Ctrl + Enter"),
   );
   area.addEventListener("input", () => remember("text", area.value));
-  asked(
+  const show = asked(
     form,
     out,
-    async () => (typed.answers[`try-${side}`] = textView(side, await ask("analyze", { side, text: area.value }))),
+    `try-${side}`,
+    () => ({ side, text: area.value }),
+    async (question) => textView(side, await ask("analyze", question)),
   );
   return {
     title: "Try a text",
     body: [el("h1", null, "Features of your text"), warning, form, out],
-    ready: () => area.focus(),
+    ready: () => {
+      show();
+      area.focus();
+    },
   };
 }
 
@@ -92,16 +111,16 @@ async function steerPage(side, _, query) {
     "aria-label": "tokens",
   });
   const changes = () => [...chosen.children].map(changeOf).filter((change) => !Number.isNaN(change.feature));
-  // The address holds what is changed, so that it can be kept and shared; an older answer is marked as such.
+  // The address holds what is changed, so that it can be kept and shared.
   const changed = () => {
-    out.classList.add("stale");
     const text = changes()
       .map(({ feature, mode, strength }) => [feature, mode, strength].join(":"))
       .join(",");
     history.replaceState(null, "", link(side, "steer", text ? { changes: text } : {}));
+    form.dispatchEvent(new Event("input"));
   };
   const add = (change) => chosen.appendChild(strengthRow(side, f, change, changed));
-  prompt.addEventListener("input", () => (remember("prompt", prompt.value), out.classList.add("stale")));
+  prompt.addEventListener("input", () => remember("prompt", prompt.value));
   const more = el(
     "button",
     { type: "button", onclick: () => add({}).querySelector(".feature-id").focus() },
@@ -123,20 +142,11 @@ async function steerPage(side, _, query) {
   );
   for (const change of changesIn(query)) add(change);
   if (!chosen.children.length) add({});
-  asked(form, out, async () => {
-    const answer = await ask("steer", {
-      side,
-      prompt: prompt.value,
-      max_tokens: Number(length.value),
-      changes: changes(),
-    });
-    out.classList.remove("stale");
-    return el(
-      "div",
-      { class: "two" },
-      continuation("As it is", prompt.value, answer.before),
-      continuation("Changed", prompt.value, answer.after),
-    );
+  const read = () => ({ side, prompt: prompt.value, max_tokens: Number(length.value), changes: changes() });
+  const show = asked(form, out, `steer-${side}`, read, async (question) => {
+    const { before, after } = await ask("steer", question);
+    const texts = [continuation("As it is", question.prompt, before), continuation("Changed", question.prompt, after)];
+    return el("div", { class: "two" }, texts);
   });
   return {
     title: "Steer",
@@ -151,7 +161,10 @@ async function steerPage(side, _, query) {
       form,
       out,
     ],
-    ready: () => prompt.focus(),
+    ready: () => {
+      show();
+      prompt.focus();
+    },
   };
 }
 

@@ -87,7 +87,11 @@ function quality(own, m) {
   const interval = (name, format) =>
     m.intervals[name] ? `${format(m.intervals[name][0])} to ${format(m.intervals[name][1])}` : "";
   const exact = (value) =>
-    value === null || value === undefined ? "–" : Number.isInteger(value) ? number(value) : value.toPrecision(4);
+    value === null || value === undefined
+      ? "–"
+      : Number.isInteger(value) && value >= 1000
+        ? number(value)
+        : value.toPrecision(4);
   const rows = [["variance unexplained (FVU)", exact(m.fvu), interval("fvu", exact)]];
   const perSite = Object.entries(m.fvu_per_site);
   if (perSite.length > 1)

@@ -51,13 +51,7 @@ async function pairsPage(_, __, query) {
     seenPairs.address = place;
   }
 
-  const search = el("input", {
-    type: "search",
-    id: "search",
-    value: chosen.q,
-    placeholder: "label, token or number",
-    "aria-label": "search",
-  });
+  const search = searchField(chosen.q);
   search.addEventListener("input", () => ((chosen.q = search.value), update(true)));
   const order = el(
     "select",
@@ -67,7 +61,6 @@ async function pairsPage(_, __, query) {
   order.addEventListener("change", () => ((chosen.sort = order.value), update(true)));
   return {
     title: "Pairs",
-    class: "wide",
     body: [
       el("h1", null, words(about.sides[0].name), " and ", words(about.sides[1].name)),
       pairs.note && el("p", { class: "note" }, words(pairs.note)),
@@ -113,19 +106,8 @@ async function pairPage(_, [which]) {
   const numbers = pairs.columns.map((c, k) => [el("span", { "data-tip": c.description }, c.title), pairs.values[k][i]]);
   return {
     title: `Pair ${ids.join(" and ")}`,
-    class: "wide",
     body: [
-      el(
-        "div",
-        { class: "titled" },
-        el("h1", null, `Pair of ${ids[0]} and ${ids[1]}`),
-        el(
-          "nav",
-          { class: "steps", "aria-label": "other pairs" },
-          el("a", { href: step(-1), "aria-label": "previous pair" }, "←"),
-          el("a", { href: step(1), "aria-label": "next pair" }, "→"),
-        ),
-      ),
+      el("div", { class: "titled" }, el("h1", null, `Pair of ${ids[0]} and ${ids[1]}`), stepsNav("pair", step)),
       section("Numbers", table(null, numbers, { class: "numbers" })),
       el(
         "div",

@@ -49,7 +49,6 @@ async function go() {
   if (own !== visit) return; // another page was asked for meanwhile
   document.getElementById("tip").hidden = true;
   current = page;
-  main.className = page.class || "";
   main.replaceChildren(...filled(document.createDocumentFragment(), null, page.body).childNodes);
   main.removeAttribute("aria-busy");
   document.body.classList.remove("loading");
@@ -112,21 +111,16 @@ let searchNext = false;
 function startTheme() {
   const root = document.documentElement,
     button = document.getElementById("theme");
-  const store = (value) => {
-    try {
-      if (value) localStorage.setItem("hubsae-theme", value);
-      return localStorage.getItem("hubsae-theme");
-    } catch {
-      return value;
-    }
-  };
+  const store = (value) => kept("hubsae-theme", value, () => localStorage);
   const set = (value) => value && root.setAttribute("data-theme", value);
   set(store());
   button.addEventListener("click", () => {
     const dark = root.dataset.theme
       ? root.dataset.theme === "dark"
       : matchMedia("(prefers-color-scheme: dark)").matches;
-    set(store(dark ? "light" : "dark") || (dark ? "light" : "dark"));
+    const next = dark ? "light" : "dark";
+    store(next);
+    set(next);
   });
 }
 
