@@ -53,6 +53,10 @@ def test_a_push_is_one_commit_with_all_files_and_a_card(published, alice):
     assert data["title"] == "words"
     assert f"https://huggingface.co/alice/words/tree/{published.source.revision}" in card
     assert "the atlas" in card
+    assert "| - | - |" in card  # it was not judged
+    trained = SAE.taken_from(published)
+    trained.metrics = {"fvu": 0.0625, "ce_recovered": 0.9876}
+    assert "| 0.0625 | 98.76 % |" in space.make_card(trained.make_dashboard())
 
 
 def test_the_dictionary_gets_the_link_in_a_commit_of_its_own(published, alice):
@@ -144,6 +148,16 @@ def test_a_card_that_was_written_before_the_first_push_is_kept(sae, alice):
     alice.put("alice/kept", {"README.md": card}, repo_type="space")
     space.push(site, "alice/kept", card="keep")
     assert alice.files("alice/kept", repo_type="space")["README.md"] == card
+
+
+def test_what_the_hub_puts_into_a_new_space_is_replaced_whatever_it_says(sae, alice, monkeypatch):
+    monkeypatch.setattr(space, "_FIRST_PAGE", "words of another time")
+    monkeypatch.setattr(space, "_FIRST_CARD", "words of another time")
+    site = sae.make_dashboard()
+    space.push(site, "alice/new")
+    files = alice.files("alice/new", repo_type="space")
+    assert files["index.html"] == site.files["index.html"]()
+    assert files["README.md"].decode() == space.make_card(site)
 
 
 def test_a_site_that_cannot_be_made_creates_no_space(sae, alice):

@@ -132,7 +132,7 @@ def _side(side: Side) -> dict[str, Any]:
         "n_labelled": len(features.labels),
         "n_dead": int(features.dead.sum()),
         "density": density(features),
-        "metrics": _metrics(dictionary.metrics),
+        "metrics": shown_metrics(dictionary.metrics),
         "training": _training(dictionary.statistics),
     }
 
@@ -157,7 +157,7 @@ def density(features: Features) -> dict[str, Any]:
     }
 
 
-def _metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def shown_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of metrics.json that are shown; what is no number there is left out."""
     found: dict[str, Any] = {name: value for name in _METRICS if (value := _number(metrics.get(name))) is not None}
     sites = _dict(metrics.get("fvu_per_site"))

@@ -1,14 +1,16 @@
 """A dashboard as a static Space on the Hub, with its card; one commit a push."""
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, SpaceCardData, hf_hub_download
+from huggingface_hub import CommitInfo, HfApi, SpaceCardData, hf_hub_download
+from huggingface_hub import errors as hf
 
 from hubsae import render
 from hubsae.dashboard.build import Dashboard, is_ours, is_part
-from hubsae.dashboard.page_data import HUB, Side
+from hubsae.dashboard.page_data import HUB, Side, shown_metrics
 from hubsae.errors import ConfigError, HubError
 from hubsae.hub_client import hub_api, hub_errors
 from hubsae.store import CARD
@@ -41,17 +43,17 @@ def push(
     api = hub_api(token)
     with tempfile.TemporaryDirectory() as temporary, hub_errors(repo_id):
         folder = dashboard.write(Path(temporary, "site"), progress)
-        repo_id = api.create_repo(
-            repo_id, repo_type="space", space_sdk="static", private=private, exist_ok=True
-        ).repo_id
+        repo_id, is_new = _created(api, repo_id, private)
         info = api.space_info(repo_id)
         if info.sdk not in (None, "static"):
             raise HubError(f"{repo_id} is a {info.sdk} Space; a dashboard needs a static one. Nothing was sent")
         if private and not info.private:
             raise HubError(f"{repo_id} exists and is public; private=True does not change that. Nothing was sent")
         files = {file.rfilename for file in info.siblings or []}
-        _check_files(repo_id, files, info.sha, token)
-        old = _text_of(repo_id, CARD, info.sha, token) if CARD in files else None
+        old = None
+        if not is_new:
+            _check_files(repo_id, files, info.sha, token)
+            old = _text_of(repo_id, CARD, info.sha, token) if CARD in files else None
         if old is not None and render.split(old)[1].strip().startswith(_FIRST_CARD):
             old = None
         (folder / CARD).write_text(render.merge(old, make_card(dashboard), card), encoding="utf-8")
@@ -65,6 +67,15 @@ def push(
             parent_commit=info.sha,
             delete_patterns=gone or None,
         )
+
+
+def _created(api: HfApi, repo_id: str, private: bool | None) -> tuple[str, bool]:
+    """The full name of a static Space, and whether it was created just now: what is in it then is the Hub's own."""
+    create = partial(api.create_repo, repo_id, repo_type="space", space_sdk="static", private=private)
+    try:
+        return create().repo_id, True
+    except hf.HfHubHTTPError:  # it may be there already
+        return create(exist_ok=True).repo_id, False
 
 
 def _check_files(repo_id: str, files: set[str], revision: str | None, token: str | None) -> None:
@@ -111,7 +122,7 @@ def _described(side: Side) -> dict[str, Any]:
         "kind": {"sae": "sparse-autoencoder"}.get(dictionary.config.kind, dictionary.config.kind),
         "config": dictionary.config,
         "features": side.features,
-        "metrics": dictionary.metrics,
+        "metrics": shown_metrics(dictionary.metrics),
         "repo": source.access.get("repo_id") if published and source else None,
         "revision": source.revision if source else None,
         "bases": [base.repo_id for base in dictionary.base_models if base.repo_id],
