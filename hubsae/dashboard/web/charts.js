@@ -90,7 +90,7 @@ function curve(title, x, values, { log = false, format = number } = {}) {
     const points = values
       .map((v, i) => (usable(v) ? `${xs(x[i]).toFixed(1)},${y(v).toFixed(1)}` : null))
       .filter(Boolean);
-    const below = ticks(x[0], x.at(-1), Math.max(2, Math.floor(width / 110))).map((v) =>
+    const below = ticks(x[0], x.at(-1), Math.max(3, Math.floor(width / 90))).map((v) =>
       svg("text", { x: xs(v), y: height - 8, "text-anchor": "middle" }, thousands(v)),
     );
     const path = svg("path", { class: "curve", d: `M${points.join("L")}` });
