@@ -84,6 +84,7 @@ class Dashboard:
         files: dict[str, Callable[[], bytes]] = {
             _INDEX: partial(_asset, _INDEX),
             "site.css": _site_style,
+            "dark.css": partial(_asset, "dark.css"),
             "site.js": _site_script,
         }
         files |= {f"data/{part}.js": partial(_script, part, make) for part, make in data.items()}
@@ -144,7 +145,7 @@ def _asset(name: str) -> bytes:
 
 
 def _site_style() -> bytes:
-    """All style sheets as one."""
+    """The style sheets of all pages as one; the dark colours stay apart, since the page switches them."""
     return b"\n".join(_asset(f"{name}.css") for name in _STYLES)
 
 

@@ -1,5 +1,6 @@
 """What a site tells of features: the list of all, parts of a few with their examples, and what fires together."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,13 @@ def _promoted(features: Features, strings: Strings) -> list[list[int]]:
         return [[]] * len(features)
     ids = features.columns["promoted_ids"][:, :_PROMOTED]
     known = features.promoted_vocabulary
-    places = {int(i): strings(known.get(int(i), "�").strip()) for i in np.unique(ids) if i >= 0}
+    places = _places(ids, lambda i: known.get(i, "�").strip(), strings)
     return [[places[i] for i in row if i >= 0] for row in ids.tolist()]
+
+
+def _places(ids: np.ndarray, text_of: Callable[[int], str], strings: Strings) -> dict[int, int]:
+    """The number of each id's text among `strings`; -1 stands for no id."""
+    return {i: strings(text_of(i)) for i in np.unique(ids).tolist() if i >= 0}
 
 
 def _shares(features: Features) -> list[list[float]] | None:
@@ -98,10 +104,10 @@ def _label(features: Features, feature: int) -> dict | None:
 def _weights(features: Features, kind: str, part: slice, strings: Strings) -> list[list[list]]:
     """For each feature [token as the number of a string, weight] of the tokens that it promotes, or suppresses."""
     if f"{kind}_ids" not in features.columns:
-        return [[]] * len(range(*part.indices(len(features))))
+        return [[]] * (part.stop - part.start)
     ids = features.columns[f"{kind}_ids"][part]
     known = features.promoted_vocabulary
-    places = {i: strings(known.get(i, "�")) for i in np.unique(ids).tolist() if i >= 0}
+    places = _places(ids, lambda i: known.get(i, "�"), strings)
     rows = zip(ids.tolist(), short(features.columns[f"{kind}_weights"][part]), strict=True)
     return [[[places[i], weight] for i, weight in zip(*row, strict=True) if i >= 0] for row in rows]
 
@@ -110,10 +116,10 @@ def _neighbours(features: Features, kind: str, part: slice, strings: Strings) ->
     """For each feature [id, score, rows in which both fire, name as the number of a string] of its neighbours."""
     score = {"cofiring": "phi", "similar": "cosine"}[kind]
     if f"{kind}_ids" not in features.columns:
-        return [[]] * len(range(*part.indices(len(features))))
+        return [[]] * (part.stop - part.start)
     ids = features.columns[f"{kind}_ids"][part]
     counts = features.columns["cofiring_counts"][part] if kind == "cofiring" else np.full(ids.shape, None)
-    places = {i: strings(features.name(i)) for i in np.unique(ids).tolist() if i >= 0}
+    places = _places(ids, features.name, strings)
     rows = zip(ids.tolist(), short(features.columns[f"{kind}_{score}"][part]), counts.tolist(), strict=True)
     return [[[i, s, count, places[i]] for i, s, count in zip(*row, strict=True) if i >= 0] for row in rows]
 
@@ -127,7 +133,7 @@ def _quantiles(features: Features, feature: int) -> list[int]:
 def _examples(features: Features, kind: str, part: slice, strings: Strings) -> list[list[list]]:
     """For each feature [value, place of it, document, tokens as numbers of strings, [place, value, ...]]."""
     if not features.has_examples:
-        return [[]] * len(range(*part.indices(len(features))))
+        return [[]] * (part.stop - part.start)
     columns, width = features.columns, int(features.info["window"])
     value, document, at = (columns[f"{kind}_{name}"][part] for name in ("value", "document", "at"))
     n, m = value.shape

@@ -45,6 +45,12 @@ class Side:
         name = source.name.rstrip("/").split("/")[-1] if source else " + ".join(dictionary.config.reads)
         return cls(dictionary, features, plain(name))
 
+    @property
+    def repo(self) -> tuple[str, str] | None:
+        """The repository that the dictionary was loaded from, and the commit; None for one that was not."""
+        source = self.dictionary.source
+        return (str(source.access["repo_id"]), source.revision) if source and source.revision else None
+
 
 @dataclass(frozen=True)
 class Column:
@@ -105,11 +111,7 @@ def about(sides: Sequence[Side], title: str, texts: Sequence[Any], circuits: Seq
 
 def _side(side: Side) -> dict[str, Any]:
     dictionary, features = side.dictionary, side.features
-    c, source = dictionary.config, dictionary.source
-    repo = url = None
-    if source and source.revision:
-        repo = str(source.access["repo_id"])
-        url = f"{HUB}/{quote(repo)}/tree/{quote(source.revision)}"
+    c, repo = dictionary.config, side.repo
     trained = _dict(dictionary.statistics.get("data")).get("name")
     return {
         "name": side.name,
@@ -119,8 +121,8 @@ def _side(side: Side) -> dict[str, Any]:
         "n_features": c.n_features,
         "sparsity": plain(str(dictionary.rule)),
         "models": [_model(base) for base in dictionary.base_models],
-        "repo": plain(repo) if repo else None,
-        "url": url,
+        "repo": plain(repo[0]) if repo else None,
+        "url": f"{HUB}/{quote(repo[0])}/tree/{quote(repo[1])}" if repo else None,
         "shard_size": SHARD,
         "n_tokens": features.n_tokens,
         "n_documents": int(features.info["n_documents"]),
@@ -174,19 +176,22 @@ def shown_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def _training(statistics: Mapping[str, Any]) -> dict[str, Any] | None:
     """The columns of the training log that are drawn."""
-    log = statistics.get("log")
+    given = statistics.get("log")
     log = (
-        [row for row in log if 0 <= (_number(_dict(row).get("rows")) or -1) < _MAX_ROWS]
-        if isinstance(log, list)
+        [row for row in given if 0 < (_number(_dict(row).get("rows")) or 0) < _MAX_ROWS]
+        if isinstance(given, list)
         else []
     )
-    log = sorted(log, key=lambda row: row["rows"])
+    log.sort(key=lambda row: row["rows"])
     if len(log) < 2:
         return None
     log = [*log[: -1 : -(-len(log) // _MAX_POINTS)], log[-1]]
     columns = {name: short([_or_nan(row.get(name)) for row in log]) for name in _CURVES}
-    rows, dead_after = [_number(row["rows"]) for row in log], _number(statistics.get("dead_after_rows"))
-    return {"rows": rows, **columns, "dead_after_rows": dead_after}
+    return {
+        "rows": [row["rows"] for row in log],
+        **columns,
+        "dead_after_rows": _number(statistics.get("dead_after_rows")),
+    }
 
 
 def _dict(value: Any) -> dict:
@@ -247,8 +252,8 @@ def circuit_data(circuit: Circuit, sides: Mapping[int, int | None]) -> dict[str,
 def pairs_data(pairs: Pairs) -> dict[str, Any]:
     """Pairs and their numbers."""
     return {
-        "a": [int(i) for i in pairs.a],
-        "b": [int(i) for i in pairs.b],
+        "a": pairs.a,
+        "b": pairs.b,
         "columns": [
             {"name": plain(column.name), "title": plain(column.title), "description": plain(column.description)}
             for column in pairs.columns

@@ -5,12 +5,13 @@ Bound to loopback. What other sites could send by way of the browser is refused:
 that is made anew each time and is known to whoever was told the address.
 """
 
+import contextlib
 import json
 import queue
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -44,16 +45,22 @@ _HEADERS = {
 }
 
 
-def check_port(port: int) -> None:
-    """Raise `ConfigError` for what is no port, or one that is taken."""
+@contextlib.contextmanager
+def _port_errors(port: int) -> Iterator[None]:
+    """Context in which a port is bound; `ConfigError` for what is no port, or one that is taken."""
     if not 0 <= as_type(port, int, "port") < 65536:
         raise ConfigError(f"port={port}: expected 0 (any free one) to 65535")
     try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((LOOPBACK, port))
+        yield
     except OSError as error:
         raise ConfigError(f"port {port} cannot be used ({error}); give another one, or 0 for any free one") from error
+
+
+def check_port(port: int) -> None:
+    """Raise `ConfigError` for what is no port, or one that is taken."""
+    with _port_errors(port), socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((LOOPBACK, port))
 
 
 class LocalServer:
@@ -64,16 +71,13 @@ class LocalServer:
     """
 
     def __init__(self, dashboard: Dashboard, port: int = 8080, actions: Mapping[str, Action] | None = None):
-        check_port(port)
         self.dashboard, self.actions = dashboard, dict(actions or {})
         self.token = secrets.token_urlsafe(32)
         self._ticket: str | None = None
         self._made = lru_cache(_KEPT_FILES)(lambda path: dashboard.files[path]())
         self._jobs: queue.Queue[tuple[Action, dict, Future] | None] = queue.Queue()
-        try:
+        with _port_errors(port):
             self._http = _Http((LOOPBACK, port), _Handler)
-        except OSError as error:  # somebody was faster
-            raise ConfigError(f"port {port} cannot be used ({error})") from error
         self._http.owner = self
         self.port = self._http.server_port
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.1,), daemon=True)

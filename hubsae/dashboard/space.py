@@ -115,16 +115,16 @@ def make_card(dashboard: Dashboard) -> str:
 
 
 def _described(side: Side) -> dict[str, Any]:
-    dictionary, source = side.dictionary, side.dictionary.source
-    published = source is not None and source.revision is not None
+    dictionary = side.dictionary
+    repo, revision = side.repo or (None, None)
     return {
         "name": side.name,
         "kind": {"sae": "sparse-autoencoder"}.get(dictionary.config.kind, dictionary.config.kind),
         "config": dictionary.config,
         "features": side.features,
         "metrics": shown_metrics(dictionary.metrics),
-        "repo": source.access.get("repo_id") if published and source else None,
-        "revision": source.revision if source else None,
+        "repo": repo,
+        "revision": revision,
         "bases": [base.repo_id for base in dictionary.base_models if base.repo_id],
     }
 

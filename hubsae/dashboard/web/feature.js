@@ -24,11 +24,7 @@ async function featurePage(side, [text]) {
       ),
       featureBody(side, id, feature),
     ],
-    key(event) {
-      if (event.target.matches(FIELDS)) return;
-      if (event.key === "ArrowLeft" || event.key === "ArrowRight")
-        location.hash = step(event.key === "ArrowLeft" ? -1 : 1);
-    },
+    key: (event) => stepKey(event, step),
   };
 }
 
@@ -43,6 +39,11 @@ function stepsNav(what, step) {
     { class: "steps", "aria-label": `other ${what}s` },
     links.map(([by, word, sign]) => el("a", { href: step(by), "aria-label": `${word} ${what}` }, sign)),
   );
+}
+
+function stepKey({ key, target }, step) {
+  if (target.matches(FIELDS)) return;
+  if (key === "ArrowLeft" || key === "ArrowRight") location.hash = step(key === "ArrowLeft" ? -1 : 1);
 }
 
 function featureBody(side, id, feature) {

@@ -27,9 +27,8 @@ async function listPage(side, _, query) {
   const f = await loadList(side);
   const chosen = { ...FILTERS, ...query };
   if (!f.shares?.[chosen.site]) chosen.site = FILTERS.site;
-  const key = `${side}`;
-  const seen = seenLists.get(key) || { chosen: -1, top: 0 };
-  seenLists.set(key, seen);
+  const seen = seenLists.get(side) || { chosen: -1, top: 0 };
+  seenLists.set(side, seen);
   const count = el("output", { class: "count", "aria-live": "polite" });
   const heads = el("div", { class: "heads", "aria-hidden": "true" });
   const list = longList({
@@ -48,9 +47,7 @@ async function listPage(side, _, query) {
     list.show(found, anew || seen.address !== address);
     seen.address = address;
     heads.replaceChildren(
-      ...columns(own, f, chosen).map(([name, text]) =>
-        el("span", { class: name === shownColumn(own, f, chosen) ? "main" : null }, text),
-      ),
+      ...columns(own, f, chosen).map(([, text, , main]) => el("span", { class: main ? "main" : null }, text)),
     );
   }
 
@@ -241,7 +238,7 @@ function reverse(chosen, changed) {
   return button;
 }
 
-// [name, heading, what is said of feature i] of the numbers in a row.
+// [name, heading, what is said of feature i, whether a phone shows it] of the numbers in a row.
 function columns(own, f, { sort, site }) {
   const found = [
     ["density", "fires on", (i) => (f.n[i] ? percent(f.n[i] / own.n_tokens) : "–")],
@@ -250,16 +247,12 @@ function columns(own, f, { sort, site }) {
   ];
   if (own.n_labelled) found.push(["score", "score", (i) => (f.scores[i] === null ? "–" : f.scores[i].toFixed(2))]);
   if (f.shares && sort === "share") found.push(["share", "share of site", (i) => percent(f.shares[site][i], 2)]);
-  return found;
+  const main = found.find(([name]) => name === sort) || found[0];
+  return found.map((column) => [...column, column === main]);
 }
-
-// The only column that a phone shows.
-const shownColumn = (own, f, chosen) =>
-  (columns(own, f, chosen).find(([name]) => name === chosen.sort) || columns(own, f, chosen)[0])[0];
 
 function featureRow(own, f, i, chosen) {
   const label = f.labels.get(i);
-  const shown = shownColumn(own, f, chosen);
   const name = label || f.names[i] || (f.n[i] ? "" : "never fires");
   return [
     el("span", { class: "id" }, String(i)),
@@ -274,9 +267,7 @@ function featureRow(own, f, i, chosen) {
       { class: "bar", "data-tip": "how often it fires, on a logarithmic scale" },
       el("span", { style: { width: `${densityWidth(f.n[i], own.n_tokens)}%` } }),
     ),
-    columns(own, f, chosen).map(([column, , said]) =>
-      el("span", { class: column === shown ? "n main" : "n" }, said(i)),
-    ),
+    columns(own, f, chosen).map(([, , said, main]) => el("span", { class: main ? "n main" : "n" }, said(i))),
   ];
 }
 

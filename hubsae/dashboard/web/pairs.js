@@ -129,9 +129,6 @@ async function pairPage(_, [which]) {
         ),
       ),
     ],
-    key(event) {
-      if (event.key === "ArrowLeft" || event.key === "ArrowRight")
-        location.hash = step(event.key === "ArrowLeft" ? -1 : 1);
-    },
+    key: (event) => stepKey(event, step),
   };
 }

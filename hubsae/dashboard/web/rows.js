@@ -46,7 +46,7 @@ function longList({ draw, address, seen, label }) {
   }
 
   function onKey(event) {
-    if (event.altKey || event.ctrlKey || event.metaKey || !rows.length) return;
+    if (!plainKey(event) || !rows.length) return;
     const page = Math.max(1, Math.floor(box.clientHeight / height()) - 1);
     const moves = {
       ArrowDown: 1,

@@ -16,7 +16,8 @@ const main = document.getElementById("main");
 let about,
   live,
   current,
-  visit = 0;
+  visit = 0,
+  searchNext = false;
 
 // The address of a page of a dictionary.
 function link(side, page = "", query = {}) {
@@ -57,6 +58,8 @@ async function go() {
   scrollTo(0, 0);
   if (own > 1) main.focus({ preventScroll: true });
   page.ready?.();
+  if (searchNext) document.getElementById("search")?.focus();
+  searchNext = false;
 }
 
 function navigation() {
@@ -75,17 +78,14 @@ function navigation() {
   if (live.steer?.[at]) items.push(["steer", "Steer"]);
   const over = { feature: "features", pair: "pairs" };
   const here = (name) => (name === (over[page] || page) ? "page" : null);
-  const home = document.getElementById("home");
-  home.textContent = about.title;
-  document
-    .getElementById("nav")
-    .replaceChildren(
-      ...items.map(([name, text]) =>
-        el("a", { href: link(["pairs", "circuit"].includes(name) ? 0 : at, name), "aria-current": here(name) }, text),
-      ),
-    );
-  const bar = document.getElementById("nav"),
-    chosen = bar.querySelector("[aria-current]");
+  document.getElementById("home").textContent = about.title;
+  const bar = document.getElementById("nav");
+  bar.replaceChildren(
+    ...items.map(([name, text]) =>
+      el("a", { href: link(["pairs", "circuit"].includes(name) ? 0 : at, name), "aria-current": here(name) }, text),
+    ),
+  );
+  const chosen = bar.querySelector("[aria-current]");
   if (chosen) bar.scrollLeft = chosen.offsetLeft - bar.offsetLeft - 40; // on a phone it is wider than the window
 }
 
@@ -106,19 +106,14 @@ function onKey(event) {
   if (plainKey(event)) current?.key?.(event);
 }
 
-let searchNext = false;
-
+// The dark style sheet is in force where the system is dark, until the button was used.
 function startTheme() {
-  const root = document.documentElement,
-    button = document.getElementById("theme");
+  const sheet = document.getElementById("dark");
   const store = (value) => kept("hubsae-theme", value, () => localStorage);
-  const set = (value) => value && root.setAttribute("data-theme", value);
-  set(store());
-  button.addEventListener("click", () => {
-    const dark = root.dataset.theme
-      ? root.dataset.theme === "dark"
-      : matchMedia("(prefers-color-scheme: dark)").matches;
-    const next = dark ? "light" : "dark";
+  const set = (theme) => (sheet.media = theme === "dark" ? "all" : "not all");
+  if (store()) set(store());
+  document.getElementById("theme").addEventListener("click", () => {
+    const next = matchMedia(sheet.media).matches ? "light" : "dark";
     store(next);
     set(next);
   });
@@ -149,10 +144,6 @@ async function start() {
   addEventListener("hashchange", () => (takeToken(), go()));
   addEventListener("keydown", onKey);
   await go();
-  new MutationObserver(() => {
-    const search = searchNext && document.getElementById("search");
-    if (search) [searchNext] = [false, search.focus()];
-  }).observe(main, { childList: true });
 }
 
 start();

@@ -45,9 +45,7 @@ function textView(side, text) {
   }
 
   function token() {
-    const flat = text.at[state.place] || [];
-    const found = [];
-    for (let i = 0; i < flat.length; i += 2) found.push([flat[i], flat[i + 1]]);
+    const found = [...valuesOf(text.at[state.place] || [])];
     const most = found.length ? found[0][1] : 1;
     below.replaceChildren(
       el("h2", null, "At ", words(visible(text.tokens[state.place]), { class: "token" })),
