@@ -11,7 +11,10 @@ from hubsae import backend
 backend.prepare()  # before anything imports mlx.core
 
 if TYPE_CHECKING:
+    from hubsae.align_config import AlignConfig
+    from hubsae.anchors import AnchorConfig
     from hubsae.api import SAE, Crosscoder, InterpretableModel, SAETrainer, Transcoder, load_sae, train_crosscoder
+    from hubsae.causal import CausalConfig
     from hubsae.circuits import Circuit, find_feature_circuits
     from hubsae.curation import Curation
     from hubsae.dataset import ActivationDataset
@@ -25,9 +28,15 @@ if TYPE_CHECKING:
     from hubsae.sparse import SparseCode
     from hubsae.survey import SurveyConfig
     from hubsae.tokens import TokenConfig
+    from hubsae.two_models import Alignment, align, load_alignment, verify
+    from hubsae.verification import Verification
 
 _HOMES = {
     "ActivationDataset": "dataset",
+    "AlignConfig": "align_config",
+    "Alignment": "two_models",
+    "AnchorConfig": "anchors",
+    "CausalConfig": "causal",
     "Circuit": "circuits",
     "Crosscoder": "api",
     "CrosscoderConfig": "recipe",
@@ -49,14 +58,22 @@ _HOMES = {
     "TokenConfig": "tokens",
     "Transcoder": "api",
     "TranscoderConfig": "recipe",
+    "Verification": "verification",
+    "align": "two_models",
     "find_feature_circuits": "circuits",
+    "load_alignment": "two_models",
     "load_sae": "api",
     "train_crosscoder": "api",
+    "verify": "two_models",
 }
 
 __all__ = [
     "SAE",
     "ActivationDataset",
+    "AlignConfig",
+    "Alignment",
+    "AnchorConfig",
+    "CausalConfig",
     "Circuit",
     "Crosscoder",
     "CrosscoderConfig",
@@ -77,9 +94,13 @@ __all__ = [
     "TokenConfig",
     "Transcoder",
     "TranscoderConfig",
+    "Verification",
+    "align",
     "find_feature_circuits",
+    "load_alignment",
     "load_sae",
     "train_crosscoder",
+    "verify",
 ]
 
 

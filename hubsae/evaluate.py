@@ -212,21 +212,37 @@ def _fidelity(
 def _behaviour(
     dictionary: Dictionary, models: tuple[LanguageModel, ...], chunks: Sequence[Chunk], mean: np.ndarray
 ) -> np.ndarray:
-    """(models, documents, 6): predictions, summed CE (original, spliced, zero, mean ablation), summed KL."""
-    written = sorted({site.model for site in dictionary.config.write_sites})
-    sums: list[dict[int, np.ndarray]] = [{} for _ in written]
+    """(models, documents, 6): `spliced_sums` of the reconstruction, zero and mean ablation."""
     ablations = mx.zeros((1, len(mean))), mx.array(mean.astype(np.float32))[None]
+    values = (dictionary, *(lambda _, value=value: value for value in ablations))
+    return spliced_sums(dictionary.config.read_sites, dictionary.config.write_columns, models, chunks, values)
+
+
+def spliced_sums(
+    reads: Sequence[Site],
+    writes: dict[Site, slice],
+    models: tuple[LanguageModel, ...],
+    chunks: Sequence[Chunk],
+    values: Sequence[Callable[[mx.array], mx.array]],
+) -> np.ndarray:
+    """(written models, documents, 3 + v): predictions, summed CE as it is and with each of v values, KL to the first.
+
+    values: what turns the rows of the read sites (n, d_in) into what replaces the columns of the written ones at the
+    positions that count, (n, d_out) or (1, d_out).
+    """
+    written = sorted({site.model for site in writes})
+    sums: list[dict[int, np.ndarray]] = [{} for _ in written]
     for batch in _passes(chunks):
         inputs = [_Input.of([chunk.of(number) for chunk in batch]) for number in range(len(models))]
-        runs = [_read(dictionary, number, models[number], given) for number, given in enumerate(inputs)]
-        x = mx.concatenate([runs[s.model].rows[s] for s in dictionary.config.read_sites], axis=-1)
-        values = (dictionary(x), *ablations)
+        runs = [_read(reads, writes, number, models[number], given) for number, given in enumerate(inputs)]
+        x = mx.concatenate([runs[s.model].rows[s] for s in reads], axis=-1)
+        made = [value(x) for value in values]
         for number, into in zip(written, sums, strict=True):
             given, original = inputs[number], runs[number].log_probabilities
             assert original is not None
             rows, kl = [_nll(original, given.targets)], mx.array(0.0)
-            for value in values:
-                edited = models[number].run(given.ids, edit=replaced(dictionary, value, given.keep, number))
+            for value in made:
+                edited = models[number].run(given.ids, edit=replaced(writes, value, given.keep, number))
                 changed = _log_probabilities(edited, given.positions)
                 rows.append(_nll(changed, given.targets))
                 if len(rows) == 2:
@@ -270,10 +286,11 @@ class _Reading:
     log_probabilities: mx.array | None
 
 
-def _read(dictionary: Dictionary, number: int, model: LanguageModel, given: _Input) -> _Reading:
-    c = dictionary.config
-    reads = [site for site in c.read_sites if site.model == number]
-    is_written = any(site.model == number for site in c.write_sites)
+def _read(
+    sites: Sequence[Site], writes: dict[Site, slice], number: int, model: LanguageModel, given: _Input
+) -> _Reading:
+    reads = [site for site in sites if site.model == number]
+    is_written = any(site.model == number for site in writes)
     run = model.run(given.ids, read=[site.of(0) for site in reads], logits=is_written)
     where = mx.array(np.flatnonzero(given.keep).astype(np.int32))
     rows = {}
@@ -311,9 +328,10 @@ def _nll(log_probabilities: mx.array, targets: mx.array) -> mx.array:
 
 
 def replaced(
-    dictionary: Dictionary, value: mx.array, keep: np.ndarray, model: int = 0
+    writes: dict[Site, slice], value: mx.array, keep: np.ndarray, model: int = 0
 ) -> dict[Site, Callable[[mx.array], mx.array]]:
-    """Edits of one model that put rows `value`, (n, d_out) or (1, d_out) for all, where `keep` (b, length) is true."""
+    """Edits of one model that put the columns of `value`, (n, d_out) or (1, d_out) for all, into the sites that are
+    written, where `keep` (b, length) is true."""
     row_of = np.cumsum(keep.reshape(-1)) - 1 if len(value) > 1 else np.zeros(keep.size, np.int64)
     rows = mx.array(np.where(keep.reshape(-1), row_of, 0).astype(np.int32))
     mask = mx.array(keep)[..., None]
@@ -325,4 +343,4 @@ def replaced(
 
         return put
 
-    return {s.of(0): edit(where) for s, where in dictionary.config.write_columns.items() if s.model == model}
+    return {s.of(0): edit(where) for s, where in writes.items() if s.model == model}

@@ -1,4 +1,4 @@
-"""`Artifact`: a config, arrays, numbers and a card in one folder, on disk or on the Hub.
+"""`Artifact`: a config, arrays, tables, numbers and a card in one folder, on disk or on the Hub.
 
 The only room that writes artifact folders or talks to the Hub. An artifact is to MLX what PyTorchModelHubMixin is to
 torch: the same methods with the same signatures, on top of `huggingface_hub.ModelHubMixin`.
@@ -7,26 +7,29 @@ torch: the same methods with the same signatures, on top of `huggingface_hub.Mod
 import glob
 import tempfile
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Self
 
 import jinja2
 import mlx.core as mx
 import mlx.nn as nn
-from huggingface_hub import CommitInfo, EvalResult, HfApi, ModelCard, ModelHubMixin, hf_hub_download
-from huggingface_hub import errors as hf
+from huggingface_hub import CommitInfo, DatasetCard, EvalResult, ModelCard, ModelHubMixin, hf_hub_download
 
 from hubsae import render
 from hubsae.errors import ArtifactError, ConfigError, HubError
-from hubsae.hub_client import http_reason, hub_api, hub_errors, library_version, local_folder, snapshot
+from hubsae.hub_client import Source, hub_api, hub_errors, library_version, local_folder, snapshot, tag_commit
 from hubsae.store import (
     CARD,
     CONFIG,
+    CONFIGS,
     METRICS,
     STATISTICS,
     WEIGHTS,
+    check_target,
+    other_kind,
     read_arrays,
+    read_card,
     read_json,
     staged,
     write_arrays,
@@ -34,40 +37,20 @@ from hubsae.store import (
 )
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where an artifact was loaded from: a folder, or a repository (or a folder inside) at a commit."""
-
-    name: str
-    revision: str | None = None
-    access: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    def __str__(self) -> str:
-        return f"{self.name}@{self.revision[:8]}" if self.revision else self.name
-
-    def file(self, name: str) -> Path | None:
-        """A further file of the same folder or commit, downloaded where it is needed; None where there is none."""
-        if self.revision is None:
-            path = Path(self.name, name)
-            return path if path.is_file() else None
-        with hub_errors(self.name, self.revision):
-            try:
-                return Path(hf_hub_download(filename=name, revision=self.revision, **self.access))
-            except hf.LocalEntryNotFoundError:
-                raise
-            except hf.EntryNotFoundError:
-                return None
-
-
 class Artifact(ModelHubMixin, library_name="hubsae"):
     """A frozen config, arrays, statistics (how it was made), metrics (how good it is) and a card.
 
     Subclasses give `arrays`, `from_parts`, `card_template`, `card_values`; one that is also an `nn.Module` names
-    `Artifact` first among its bases.
+    `Artifact` first among its bases. One with tables also gives `tables` and `_read_more`, and writes them in
+    `_save_pretrained`.
     """
 
     card_template: ClassVar[str]
-    more_files: ClassVar[tuple[str, ...]] = ()  # that `_save_pretrained` may write beside the arrays
+    repo_type: ClassVar[str] = "model"  # or "dataset"
+    config_file: ClassVar[str] = CONFIG
+    arrays_file: ClassVar[str] = WEIGHTS
+    tables: ClassVar[tuple[str, ...]] = ()  # that `_save_pretrained` may write, downloaded with the arrays
+    more_files: ClassVar[tuple[str, ...]] = ()  # that it may write too, fetched when they are needed
     config: Any
     statistics: dict
     metrics: dict
@@ -77,6 +60,8 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
         bases = cls.__mro__
         if nn.Module in bases and bases.index(nn.Module) < bases.index(Artifact):
             raise TypeError(f"{cls.__name__}: Artifact has to come before nn.Module, or the config is never recorded")
+        if cls.config_file not in CONFIGS:
+            raise TypeError(f"{cls.__name__}: config_file {cls.config_file!r} is none of {', '.join(CONFIGS)}")
         super().__init_subclass__(tags=list(tags) if tags else None, **kwargs)
 
     def __init__(self):
@@ -91,24 +76,32 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
             object.__setattr__(self, key, value)
 
     def arrays(self) -> dict[str, mx.array]:
-        """What goes into model.safetensors, by name."""
+        """What goes into `arrays_file`, by name."""
         raise NotImplementedError(f"{type(self).__name__} has to say what its arrays are")
 
     @classmethod
     def from_parts(cls, config: dict, arrays: dict[str, mx.array]) -> Self:
-        """An artifact from a config.json's content and a file's arrays; raises `ArtifactError` where they disagree."""
+        """An artifact from a config's content and a file's arrays; raises `ArtifactError` where they disagree."""
         raise NotImplementedError(f"{cls.__name__} has to say how it is made from a folder")
+
+    def _read_more(self, folder: Path) -> None:
+        """Read the tables of a folder; raises `ArtifactError` where they do not fit the config."""
+
+    def class_tags(self) -> list[str]:
+        """Tags of the card's front matter that all artifacts of this class have."""
+        tags = list(self._hub_mixin_info.model_card_data.tags or [])
+        return tags if self.repo_type == "model" else [tag for tag in tags if tag != "model_hub_mixin"]
 
     def card_values(self) -> dict:
         """What the card template may use, beside `repo_id`, `metrics`, `statistics` and `config`."""
         return {}
 
     def card_metadata(self) -> dict:
-        """Entries of the card's front matter."""
+        """Entries of the card's front matter; `tags` take the place of the class's."""
         return {}
 
     def card_results(self) -> list[EvalResult]:
-        """Entries of the card's model-index."""
+        """Entries of the card's model-index, which a dataset has not."""
         return []
 
     def file_metadata(self) -> dict[str, str]:
@@ -131,14 +124,14 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
         Everything is written aside first, so that an error leaves the folder as it was. A card that people edited
         keeps its text ("merge"), everything ("keep") or nothing ("replace").
         """
-        target = check_target(save_directory)
+        target = check_target(save_directory, self.config_file)
         values = {"repo_id": repo_id or target.name, **(model_card_kwargs or {})}
         own = asdict(self.config)
         if config is not None and (config if isinstance(config, dict) else asdict(config)) != own:
             raise ConfigError("config differs from this artifact's own, which its arrays belong to; leave it out")
         with staged(target, whole=self.own_files()) as stage:
             self._save_pretrained(stage)
-            write_json(stage / CONFIG, own)
+            write_json(stage / self.config_file, own)
             for name, content in ((STATISTICS, self.statistics), (METRICS, self.metrics)):
                 if content:
                     write_json(stage / name, content)
@@ -153,27 +146,28 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         metadata = {"format": "mlx", "library": "hubsae", "library_version": library_version()}
-        write_arrays(save_directory / WEIGHTS, self.arrays(), {**metadata, **self.file_metadata()})
+        write_arrays(save_directory / self.arrays_file, self.arrays(), {**metadata, **self.file_metadata()})
 
-    def generate_model_card(self, *args, **kwargs) -> ModelCard:
-        """The card, signed: rendered from config, statistics and metrics alone."""
-        from huggingface_hub import ModelCardData
+    def generate_model_card(self, *args, **kwargs) -> Any:
+        """The card, signed: a `ModelCard` or `DatasetCard` rendered from config, statistics and metrics alone."""
+        from huggingface_hub import DatasetCardData, ModelCardData
 
+        is_model = self.repo_type == "model"
         values = {"config": self.config, "metrics": self.metrics, "statistics": self.statistics}
         values |= {"repo_id": "path/to/this/folder", **kwargs}
         try:
-            metadata = {
-                **self._hub_mixin_info.model_card_data.to_dict(),
-                **self.card_metadata(),
-            }  # the class's is shared
-            if results := self.card_results():
+            shared = self._hub_mixin_info.model_card_data.to_dict()  # the class's
+            if not is_model:
+                shared = {k: v for k, v in shared.items() if k != "library_name"}
+            metadata = {**shared, "tags": self.class_tags() or None, **self.card_metadata()}
+            if is_model and (results := self.card_results()):
                 metadata |= {"eval_results": results, "model_name": str(values["repo_id"]).split("/")[-1]}
-            data = ModelCardData(**metadata)
+            data = ModelCardData(**metadata) if is_model else DatasetCardData(**metadata)
             values = {**self.card_values(), **values}
             body = render.fill(self.card_template, values)
         except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError) as error:
             raise ArtifactError(f"no card can be made of this config, statistics and metrics: {error}") from error
-        return ModelCard(render.sign(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+        return (ModelCard if is_model else DatasetCard)(render.sign(f"---\n{data.to_yaml()}\n---\n\n{body}"))
 
     @classmethod
     def from_pretrained(
@@ -226,12 +220,14 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
                 raise ConfigError(f"{model_id} is a local folder: revision={revision!r} needs a repository id")
             folder, source = local / inside, Source(str(local / inside))
         else:
-            names = [glob.escape(str(PurePosixPath(inside, name))) for name in (CONFIG, WEIGHTS, STATISTICS, METRICS)]
+            wanted = (*CONFIGS, cls.arrays_file, STATISTICS, METRICS, *cls.tables)  # all configs: to say what it is
+            names = [glob.escape(str(PurePosixPath(inside, name))) for name in wanted]
             root = snapshot(
                 model_id,
                 revision=revision,
                 allow_patterns=names,
                 what="artifact",
+                repo_type=cls.repo_type,
                 force_download=force_download,
                 token=token,
                 cache_dir=cache_dir,
@@ -239,14 +235,18 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
             )
             name = model_id if inside == PurePosixPath() else f"{model_id}/{inside}"
             access = {"repo_id": model_id, "subfolder": str(inside) if inside.parts else None, "token": token}
-            access |= {"cache_dir": cache_dir, "local_files_only": local_files_only}
+            access |= {"repo_type": cls.repo_type, "cache_dir": cache_dir, "local_files_only": local_files_only}
             folder, source = root / inside, Source(name, root.name, access)
         return cls._from_folder(folder, source)
 
     @classmethod
     def _from_folder(cls, folder: Path, source: Source) -> Self:
-        for name in (CONFIG, WEIGHTS):
+        for name in (cls.config_file, cls.arrays_file):
             if not (folder / name).is_file():
+                if other := other_kind(folder, name) if name == cls.config_file else None:
+                    raise ArtifactError(
+                        f"{source}: holds {other}, not {CONFIGS[name]} ({name}); load it with the class that wrote it"
+                    )
                 there = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else ""
                 raise ArtifactError(
                     f"{source}: no {name}, so this is no folder that hubsae wrote"
@@ -254,7 +254,8 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
                     + ". If it stands inside a larger repository, subfolder=... has to name its folder"
                 )
         try:
-            artifact = cls.from_parts(read_json(folder / CONFIG), read_arrays(folder / WEIGHTS))
+            artifact = cls.from_parts(read_json(folder / cls.config_file), read_arrays(folder / cls.arrays_file))
+            artifact._read_more(folder)
         except ArtifactError as error:
             raise ArtifactError(str(error) if str(folder) in str(error) else f"{source}: {error}") from error
         for attribute, name in (("statistics", STATISTICS), ("metrics", METRICS)):
@@ -288,21 +289,19 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
         """
         if branch and create_pr:
             raise ConfigError(f"branch={branch!r} and create_pr=True exclude each other")
-        api = hub_api(token)
-        with hub_errors(repo_id, branch):
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        api, kind = hub_api(token), self.repo_type
+        with hub_errors(repo_id, branch, kind):
+            repo_id = api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True).repo_id
             if branch:
-                api.create_branch(repo_id, branch=branch, exist_ok=True)
-            info = api.model_info(repo_id, revision=branch)
+                api.create_branch(repo_id, repo_type=kind, branch=branch, exist_ok=True)
+            info = (api.model_info if kind == "model" else api.dataset_info)(repo_id, revision=branch)
             if private and not info.private:
                 raise HubError(f"{repo_id} exists and is public; private=True does not change that. Nothing was sent")
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(temporary, "artifact")
                 folder.mkdir()
-                cards = [Path(self.source.name, CARD)] if self.source and not self.source.revision else []
-                if any(file.rfilename == CARD for file in info.siblings or []):
-                    cards.insert(0, Path(hf_hub_download(repo_id, CARD, revision=info.sha, token=token)))
-                if old := _card_to_keep(cards):
+                has_card = any(file.rfilename == CARD for file in info.siblings or [])
+                if old := self._old_card(repo_id, info.sha if has_card else None, token):
                     (folder / CARD).write_text(old, encoding="utf-8")
                 self.save_pretrained(
                     folder, config=config, repo_id=repo_id, model_card_kwargs=model_card_kwargs, card=card
@@ -311,6 +310,7 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
                     warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")
                     commit = api.upload_folder(
                         repo_id=repo_id,
+                        repo_type=kind,
                         folder_path=folder,
                         commit_message=commit_message,
                         revision=branch,
@@ -321,8 +321,20 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
                         delete_patterns=[*_as_list(delete_patterns), *self._absent(folder)] or None,
                     )
             if tag:
-                _tag(api, repo_id, tag, commit.oid)
+                tag_commit(api, repo_id, tag, commit.oid, kind)
         return commit
+
+    def _old_card(self, repo_id: str, revision: str | None, token: str | None) -> str | None:
+        """The first card that people edited, of the repository's and that of the folder this is from, else the first.
+
+        Without `revision` the repository has none.
+        """
+        paths = [Path(self.source.name, CARD)] if self.source and not self.source.revision else []
+        if revision:
+            there = hf_hub_download(repo_id, CARD, repo_type=self.repo_type, revision=revision, token=token)
+            paths.insert(0, Path(there))
+        texts = [read_card(path) for path in paths if path.is_file()]
+        return next((text for text in texts if render.is_edited(text)), texts[0] if texts else None)
 
     def _absent(self, folder: Path) -> list[str]:
         """Files that an artifact may have and this one has not: an earlier version's must not stay behind."""
@@ -330,44 +342,11 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
 
     def own_files(self) -> tuple[str, ...]:
         """Files that an artifact may have or not: where it has one no longer, an older one is taken away."""
-        return (STATISTICS, METRICS, *self.more_files)
-
-
-def _card_to_keep(candidates: list[Path]) -> str | None:
-    """The first card that people edited, else the first one there is."""
-    texts = [read_card(path) for path in candidates if path.is_file()]
-    return next((text for text in texts if render.is_edited(text)), texts[0] if texts else None)
+        return (STATISTICS, METRICS, *self.tables, *self.more_files)
 
 
 def _as_list(patterns: list[str] | str | None) -> list[str]:
     return [patterns] if isinstance(patterns, str) else list(patterns or [])  # the client extends the caller's list
-
-
-def _tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:
-    try:
-        api.create_tag(repo_id, tag=tag, revision=commit)
-    except hf.HfHubHTTPError as error:
-        why = http_reason(error)
-        raise HubError(f"{repo_id}: commit {commit[:8]} was made, but not tagged {tag!r}: {why}") from error
-
-
-def check_target(folder: str | Path) -> Path:
-    """The folder to save to, absolute; `ArtifactError` where it is a file, of another library, or not writable."""
-    if not isinstance(folder, str | Path) or not str(folder):
-        raise ConfigError(f"{folder!r}: expected the path of a folder to save to")
-    target = Path(folder).expanduser().absolute()
-    if target.is_file():
-        raise ArtifactError(f"{target} is a file; give a folder to save to")
-    path = target / CONFIG
-    if path.is_file() and read_json(path).get("library_name") != "hubsae":
-        raise ArtifactError(f"{target} holds a config.json of something else (a model?); give another folder")
-    with staged(target):
-        return target
-
-
-def read_card(path: Path) -> str:
-    """A card's text; what is no UTF-8 in it is shown as a question mark."""
-    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _inside(subfolder: str | None) -> PurePosixPath:

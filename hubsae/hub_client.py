@@ -2,10 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from httpx2 import HTTPError
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub import errors as hf
 
 from hubsae.errors import ConfigError, HubError
@@ -24,7 +26,7 @@ def hub_api(token: str | bool | None = None) -> HfApi:
 
 
 @contextlib.contextmanager
-def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
+def hub_errors(repo_id: str, revision: str | None = None, repo_type: str | None = None) -> Iterator[None]:
     """Context that turns what the Hub client raises about `repo_id` into a `HubError` that says what to do."""
     at = f"{repo_id}@{revision}" if revision else repo_id
     try:
@@ -33,8 +35,9 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
         raise HubError(f"{at}: this repository is gated; ask for access on its page, then `hf auth login`") from error
     except hf.RepositoryNotFoundError as error:
         raise HubError(
-            f"{at}: no such repository, or it is private and this token cannot see it; check the name "
-            "(owner/name), or run `hf auth login` with a token that may read it"
+            f"{at}: no such repository, or it is private and this token cannot see it; "
+            + (f"looked for a {repo_type} repository of that name. " if repo_type else "")
+            + "Check the name (owner/name), or run `hf auth login` with a token that may read it"
         ) from error
     except hf.RevisionNotFoundError as error:
         raise HubError(f"{at}: the repository exists, but it has no revision {revision!r}") from error
@@ -78,17 +81,19 @@ def snapshot(
     revision: str | None = None,
     allow_patterns: list[str],
     what: str,
+    repo_type: str = "model",
     force_download: bool = False,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Path:
     """The cached folder of `repo_id` at one commit, with the files that match `allow_patterns`."""
-    with hub_errors(repo_id, revision):
+    with hub_errors(repo_id, revision, repo_type):
         try:
             return Path(
                 snapshot_download(
                     repo_id,
+                    repo_type=repo_type,
                     revision=revision,
                     allow_patterns=list(allow_patterns),
                     force_download=force_download,
@@ -103,6 +108,40 @@ def snapshot(
             if isinstance(error, hf.LocalEntryNotFoundError):
                 raise
             raise HubError(f"{repo_id}: this {what} misses a file: {error}") from error
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an artifact was loaded from: a folder, or a repository (or a folder inside) at a commit."""
+
+    name: str
+    revision: str | None = None
+    access: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # what `hf_hub_download` takes
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.revision[:8]}" if self.revision else self.name
+
+    def file(self, name: str) -> Path | None:
+        """A further file of the same folder or commit, downloaded where it is needed; None where there is none."""
+        if self.revision is None:
+            path = Path(self.name, name)
+            return path if path.is_file() else None
+        with hub_errors(self.name, self.revision, self.access.get("repo_type")):
+            try:
+                return Path(hf_hub_download(filename=name, revision=self.revision, **self.access))
+            except hf.LocalEntryNotFoundError:
+                raise
+            except hf.EntryNotFoundError:
+                return None
+
+
+def tag_commit(api: HfApi, repo_id: str, tag: str, commit: str, repo_type: str = "model") -> None:
+    """Name a commit that was just made; `HubError` says that it was made where naming it fails."""
+    try:
+        api.create_tag(repo_id, tag=tag, revision=commit, repo_type=repo_type)
+    except hf.HfHubHTTPError as error:
+        why = http_reason(error)
+        raise HubError(f"{repo_id}: commit {commit[:8]} was made, but not tagged {tag!r}: {why}") from error
 
 
 def local_folder(name: str | Path) -> Path | None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -64,6 +64,17 @@ class LanguageModel:
                 raise ConfigError(f"revision={revision!r} only works with a repository id")
         self.model: Any = model
         self.tokenizer: Any = tokenizer
+
+    def untrained(self, seed: int = 0) -> Self:
+        """The same architecture and tokenizer with random weights: what no training gives."""
+        args = getattr(self.model, "args", None)
+        if args is None:
+            raise ConfigError(f"{type(self.model).__name__} keeps no settings that it could be made from anew")
+        mx.random.seed(seed)
+        fresh = type(self.model)(args)
+        fresh.set_dtype(mx.float32)
+        mx.eval(fresh.parameters())
+        return type(self)((fresh, self.tokenizer))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.identity.label}, {self.n_layers} layers of width {self.hidden_size})"

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from hubsae.errors import ArtifactError, DataError
+from hubsae.errors import ArtifactError, ConfigError, DataError
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 STATISTICS = "statistics.json"
 METRICS = "metrics.json"
 CARD = "README.md"
+ALIGNMENT = "alignment.json"
+MAP = "map.safetensors"
+CONFIGS = {CONFIG: "a dictionary", ALIGNMENT: "an alignment"}  # by its config's name, what a folder of hubsae's holds
 _STAGE = ".writing-"
 
 
@@ -68,7 +71,7 @@ def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, st
 def staged(target: Path, whole: tuple[str, ...] = ()) -> Iterator[Path]:
     """Context: an empty folder inside `target`; on a clean exit its files replace those of the same name in `target`.
 
-    Each file is replaced atomically and config.json last, so that a reader never sees a half-written file and an error
+    Each file is replaced atomically and a config last, so that a reader never sees a half-written file and an error
     inside the context leaves `target` as it was. Of the names in `whole`, those that were not written are removed:
     they belong to what stood there before. Raises `ArtifactError` where nothing can be written.
     """
@@ -85,13 +88,49 @@ def staged(target: Path, whole: tuple[str, ...] = ()) -> Iterator[Path]:
             if not (stage / name).exists():
                 (target / name).unlink(missing_ok=True)
         files = [p.relative_to(stage) for p in sorted(stage.rglob("*")) if p.is_file()]
-        for relative in sorted(files, key=lambda p: p.name == CONFIG):
+        for relative in sorted(files, key=lambda p: p.name in CONFIGS):
             (target / relative).parent.mkdir(parents=True, exist_ok=True)
             os.replace(stage / relative, target / relative)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         if new and not any(target.iterdir()):
             target.rmdir()
+
+
+def check_target(folder: str | Path, config_file: str = CONFIG) -> Path:
+    """The folder to save an artifact with this config to, absolute.
+
+    `ArtifactError` where it is a file, holds another kind of artifact or something of another library, or is not
+    writable.
+    """
+    if not isinstance(folder, str | Path) or not str(folder):
+        raise ConfigError(f"{folder!r}: expected the path of a folder to save to")
+    target = Path(folder).expanduser().absolute()
+    if target.is_file():
+        raise ArtifactError(f"{target} is a file; give a folder to save to")
+    if (target / config_file).is_file() and not _is_ours(target / config_file):
+        raise ArtifactError(f"{target} holds a {config_file} of something else (a model?); give another folder")
+    if other := other_kind(target, config_file):
+        raise ArtifactError(f"{target} holds {other}, which this is not; give another folder")
+    with staged(target):
+        return target
+
+
+def other_kind(folder: Path, config_file: str) -> str | None:
+    """What a folder holds by a config of another name: `"a dictionary (config.json)"`; None where there is none."""
+    for name, what in CONFIGS.items():
+        if name != config_file and (folder / name).is_file():
+            return f"{what if _is_ours(folder / name) else 'something of another library'} ({name})"
+    return None
+
+
+def _is_ours(path: Path) -> bool:
+    return read_json(path).get("library_name") == "hubsae"
+
+
+def read_card(path: Path) -> str:
+    """A card's text; what is no UTF-8 in it is shown as a question mark."""
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _clear_stages(target: Path) -> None:

@@ -183,6 +183,17 @@ def front_matter(readme: bytes) -> Any:
     return (yaml.safe_load(match[1]) if match else None) or {}
 
 
+def bad_configs(configs: Any) -> list[str]:
+    """What the Hub's viewer would not read of a dataset card's `configs`."""
+    if not isinstance(configs, list) or not all(isinstance(entry, dict) for entry in configs):
+        return ['"configs" must be a list of tables']
+    names = [entry.get("config_name") for entry in configs]
+    problems = [f'"configs[{i}].config_name" must be a string' for i, name in enumerate(names) if type(name) is not str]
+    files = [entry.get("data_files") for entry in configs]
+    problems += [f'"configs[{i}].data_files" must be a path or a list' for i, f in enumerate(files) if not f]
+    return problems + (['"configs" must have names that differ'] if len(names) != len({*map(str, names)}) else [])
+
+
 def tree_entries(commit: Commit) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for path, file in sorted(commit.files.items()):
@@ -297,7 +308,8 @@ class Call:
         except yaml.YAMLError:
             card = {}
         card = card if isinstance(card, dict) else {}
-        top = {key: card[key] for key in ("library_name", "pipeline_tag") if isinstance(card.get(key), str)}
+        keys = ("library_name", "pipeline_tag") if repo.type == "model" else ()
+        top = {key: card[key] for key in keys if isinstance(card.get(key), str)}
         tags = [*top.values(), *(card.get("tags") or [])]
         tags += [f"{key}:{card[key]}" for key in ("license", "base_model") if isinstance(card.get(key), str)]
         siblings = [file.json("rfilename", path, "blobId", "sha256") for path, file in sorted(commit.files.items())]
@@ -361,6 +373,8 @@ class Call:
             card = front_matter(self.json["content"].encode())
             bad = [k for k in ("license", "base_model") if not isinstance(dict(card).get(k, ""), (str, list))]
             problems = [f'"{key}" must be a string or a list' for key in bad]
+            if self.json.get("repoType") == "dataset":
+                problems += bad_configs(dict(card).get("configs", []))
         except (yaml.YAMLError, TypeError, ValueError) as error:
             problems = [f"the metadata cannot be read: {error}"]
         if "text/plain" in self.headers.get("Accept", ""):
@@ -626,6 +640,7 @@ class HubServer:
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(home),
             "HF_HUB_OFFLINE": str(int(offline)),
+            "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # `datasets` would ask another host
             "NO_PROXY": "127.0.0.1,localhost",
             "no_proxy": "127.0.0.1,localhost",
             **({"HF_TOKEN": self.token(user, role)} if user else {}),
@@ -639,7 +654,10 @@ class HubServer:
     def patched(
         self, home: Path, user: str | None = "alice", role: str = "write", offline: bool = False
     ) -> Iterator[HubServer]:
-        """Point the client of this very process at this server: most of its settings are read once, at import."""
+        """Point the client of this very process at this server: most of its settings are read once, at import.
+
+        So does `datasets`, where it is imported already: a test that loads a dataset imports it at its top.
+        """
         from huggingface_hub import constants, hf_api, hf_file_system
         from huggingface_hub.utils import _hf_uris, _http
 
@@ -681,7 +699,7 @@ class HubServer:
                         if module is constants or vars(module)[key] == before[key]:
                             setattr(module, key, after[key])
 
-        with mock.patch.dict(os.environ):
+        with mock.patch.dict(os.environ), self._datasets_patched(home, offline):
             for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
                 os.environ.pop(name, None)
             env = self.env(home, user, role)
@@ -699,3 +717,21 @@ class HubServer:
                 for holder, endpoint in zip(holders, endpoints, strict=True):
                     holder.endpoint = endpoint
                 _http._HUB_ORIGINS = origins
+
+    @contextmanager
+    def _datasets_patched(self, home: Path, offline: bool) -> Iterator[None]:
+        """`datasets`, if it is imported: this server, its caches under `home`, and nothing asked of anybody else."""
+        config = sys.modules.get("datasets.config")
+        if config is None:
+            yield
+            return
+        caches = {"HF_DATASETS_CACHE": "datasets", "HF_MODULES_CACHE": "modules"}
+        caches |= {"DOWNLOADED_DATASETS_PATH": "datasets/downloads", "EXTRACTED_DATASETS_PATH": "datasets/extracted"}
+        new = {
+            **{name: home / path for name, path in caches.items()},
+            **{"HF_ENDPOINT": self.endpoint, "HF_CACHE_HOME": str(home), "HF_HUB_OFFLINE": offline},
+            "HUB_DATASETS_URL": self.endpoint + "/datasets/{repo_id}/resolve/{revision}/{path}",
+            **dict.fromkeys(("HF_UPDATE_DOWNLOAD_COUNTS", "USE_PARQUET_EXPORT"), False),  # hosts that are not here
+        }
+        with mock.patch.multiple(config, **new):
+            yield

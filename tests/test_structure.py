@@ -20,7 +20,9 @@ errors
 backend
 settings tables
 sites
-metrics threads distributed
+metrics threads distributed joint_moments frames matching
+maps
+similarity cooccurrence align_config
 vectorised choose
 entries
 sparse firing
@@ -48,7 +50,13 @@ resample adam
 train
 evaluate diffing report
 codes relations running unembed steer graph_drawing labelers
-attribution concepts survey text_analysis label
+attribution concepts survey text_analysis label paired_rows
+map_quality pairing
+transfer
+causal
+pair_tables
+alignment
+aligning chains verification
 circuits neighbours feature_search
 questions
 fit
@@ -59,6 +67,7 @@ dashboard.build
 dashboard.live dashboard.server dashboard.space
 dashboard.methods
 api
+two_models
 demo.world
 demo.templates
 demo.atlas

@@ -1,0 +1,367 @@
+"""The artifact of an alignment: the maps between two models and the pairs of features that they join, in one folder."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+import mlx.core as mx
+import numpy as np
+
+from hubsae.align_config import AlignConfig
+from hubsae.causal import CAUSAL_MEASURES
+from hubsae.dictionary import Dictionary
+from hubsae.errors import ArtifactError, CompatibilityError, ConfigError, DataError, warn
+from hubsae.frames import Frame, read_frame
+from hubsae.hub import Artifact
+from hubsae.hub_client import library_version
+from hubsae.identity import BaseModel, Check, check_policy
+from hubsae.map_quality import MEASURES
+from hubsae.maps import LinearMap
+from hubsae.pair_tables import TABLES, kinds
+from hubsae.sparse import as_numpy
+from hubsae.store import ALIGNMENT, MAP
+from hubsae.survey import fingerprint, same_marks
+
+FORMAT_VERSION = 1
+_MISSING_NULLS = ("corr_docshift_q99", "corr_withinword_q99", "p", "q_bh")
+
+_PAIRS_SHOWN = ("feature_a", "feature_b", "corr_eval", "corr_eval_lo", "corr_eval_hi", "cos_map", "mutual", "q_bh")
+
+
+class Pair(NamedTuple):
+    """Two features that belong together; `correlation` of their activations on documents that chose nothing."""
+
+    feature_a: int
+    feature_b: int
+    correlation: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """What an alignment is: the content of its alignment.json.
+
+    a, b: the dictionaries, as `record` describes them. settings: of `AlignConfig`. anchors: the rule, its version, how
+    many there are, and a digest from which anyone can tell whether a rebuilt set is the same. thresholds: how they came
+    out. data: what the texts are called.
+    """
+
+    a: dict
+    b: dict
+    settings: dict
+    anchors: dict
+    thresholds: dict
+    data: str | None = None
+    verified_by: tuple[dict, ...] = ()
+    created: str | None = None
+    format_version: int = FORMAT_VERSION
+    library_name: str = "hubsae"
+    library_version: str = field(default_factory=library_version)
+
+    def __post_init__(self):
+        for name in ("a", "b", "settings", "anchors", "thresholds"):
+            if not isinstance(getattr(self, name), dict):
+                raise ConfigError(f"{name}: expected an object")
+        object.__setattr__(self, "verified_by", tuple(self.verified_by))
+        for side in (self.a, self.b):
+            BaseModel.from_dict(side.get("base_model"))
+            for name in ("width", "n_features"):
+                if not isinstance(side.get(name), int) or isinstance(side.get(name), bool) or side[name] < 1:
+                    raise ConfigError(f"{name}={side.get(name)!r}: expected a positive number")
+            if not isinstance(side.get("fingerprint"), dict) or not isinstance(side.get("site"), str):
+                raise ConfigError("a side of an alignment needs its site and its dictionary's fingerprint")
+        AlignConfig(**self.settings)
+
+    @classmethod
+    def from_dict(cls, data: dict) -> "AlignmentConfig":
+        """From an alignment.json; raises `ArtifactError` for what is not ours or too new."""
+        version = data.get("format_version")
+        if data.get("library_name") != "hubsae" or not isinstance(version, int):
+            raise ArtifactError("alignment.json was not written by hubsae")
+        if version > FORMAT_VERSION:
+            raise ArtifactError(
+                f"written in format {version} by hubsae {data.get('library_version')}; this version reads up to format "
+                f"{FORMAT_VERSION}. Run: pip install -U hubsae"
+            )
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise ArtifactError(f"alignment.json: unknown entries {', '.join(unknown)}")
+        try:
+            return cls(**data)
+        except (TypeError, ValueError, KeyError) as error:
+            raise ArtifactError(f"alignment.json: {error}") from error
+
+
+def record(dictionary: Dictionary) -> dict[str, Any]:
+    """What an alignment keeps of a dictionary: where it is, what it reads, how to recognise it."""
+    c, source = dictionary.config, dictionary.source
+    on_hub = source is not None and source.revision is not None
+    numbers = {name: dictionary.metrics.get(name) for name in ("fvu", "l0", "dead_share")}
+    return {
+        "repo_id": source.access["repo_id"] if source is not None and on_hub else None,
+        "revision": source.revision if source is not None and on_hub else None,
+        "subfolder": source.access.get("subfolder") if source is not None and on_hub else None,
+        "site": c.reads[0],
+        "width": c.d_in,
+        "n_features": c.n_features,
+        "sparsity": c.sparsity,
+        "fingerprint": fingerprint(dictionary),
+        "base_model": dictionary.base_model.to_dict(),
+        "tokens": c.tokens,
+        "metrics": {name: value for name, value in numbers.items() if isinstance(value, int | float)},
+    }
+
+
+class StoredAlignment(Artifact, tags=["mechanistic-interpretability", "hubsae-alignment"]):
+    """Two dictionaries of two models, the maps between the models' activations, and which features belong together.
+
+    `frames`: name -> `Frame`, as `pair_tables` describes them. `maps`: method -> (A to B, B to A); "shuffled" is a
+    control, fitted to places that do not belong together. `dictionaries`, `models`: where they are at hand.
+    """
+
+    repo_type: ClassVar[str] = "dataset"
+    config_file: ClassVar[str] = ALIGNMENT
+    arrays_file: ClassVar[str] = MAP
+    tables: ClassVar[tuple[str, ...]] = tuple(f"{name}.parquet" for name in TABLES)
+    card_template: ClassVar[str] = "alignment.md"
+    config: AlignmentConfig
+
+    def __init__(
+        self,
+        config: AlignmentConfig,
+        maps: Mapping[str, tuple[LinearMap, LinearMap]],
+        frames: Mapping[str, Frame] | None = None,
+    ):
+        super().__init__()
+        self.config, self.maps, self.frames = config, dict(maps), dict(frames or {})
+        self.dictionaries: tuple[Any, Any] | None = None
+        self.models: tuple[Any, Any] | None = None
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        p, q = self.config.a["width"], self.config.b["width"]
+        if self.settings.method not in self.maps:
+            raise ArtifactError(f"no map of the method {self.settings.method!r}, which the features were matched by")
+        for method, (there, back) in self.maps.items():
+            for name, map_, shape in ((f"{method}.forward", there, (p, q)), (f"{method}.backward", back, (q, p))):
+                if map_.matrix.shape != shape or map_.mean_x.shape != shape[:1] or map_.mean_y.shape != shape[1:]:
+                    raise ArtifactError(f"{name} maps {map_.matrix.shape}, the config says {shape}")
+
+    @property
+    def settings(self) -> AlignConfig:
+        """How features were matched."""
+        return AlignConfig(**self.config.settings)
+
+    def __repr__(self) -> str:
+        a, b = (f"{side['site']} of {BaseModel.from_dict(side['base_model']).label}" for side in self.sides)
+        return f"{type(self).__name__}({a} <-> {b}, {len(self.pairs):,} pairs)"
+
+    @property
+    def sides(self) -> tuple[dict, dict]:
+        """What is recorded of A and of B."""
+        return self.config.a, self.config.b
+
+    @property
+    def pairs(self) -> Frame:
+        """The confirmed pairs, the most alike first; `frames["pairs"]` holds those too that were not confirmed."""
+        every = self.frames["pairs"]
+        a = self.sides[0]["site"], self.sides[1]["site"]
+        found = every.where(every["confirmed"]).sorted_by("corr_eval")
+        dropped = len(every) - len(found)
+        note = f"{dropped:,} more were chosen and not confirmed on other documents." if dropped else ""
+        return Frame(found.columns, f"{len(found):,} pairs of {a[0]} and {a[1]}", _PAIRS_SHOWN, note)
+
+    @property
+    def metrics_table(self) -> Frame:
+        """All numbers with their intervals and nulls."""
+        return Frame(
+            self.frames["metrics"].columns,
+            "metrics",
+            ("name", "method", "direction", "value", "lo", "hi", "null_name", "null_mean", "p"),
+        )
+
+    def metric(self, name: str, method: str | None = None, direction: str | None = None) -> dict[str, Any]:
+        """One row of the metrics; of several the first. Raises `DataError` where there is none."""
+        table = self.frames["metrics"]
+        for i in np.flatnonzero(table["name"] == name):
+            row = table.row(int(i))
+            if (method is None or row["method"] == method) and (direction is None or row["direction"] == direction):
+                return row
+        raise DataError(f"no metric {name!r} of method {method}, direction {direction}")
+
+    def partner(self, feature: int, side: str = "a") -> Pair | None:
+        """The confirmed partner of a feature of A (or of B, `side="b"`); None where it has none: see `unmatched`."""
+        own = self._side(side)
+        if not isinstance(feature, int | np.integer) or not 0 <= feature < own["n_features"]:
+            raise DataError(f"feature {feature!r}: {side} has the features 0 to {own['n_features'] - 1}")
+        pairs = self.pairs
+        found = np.flatnonzero(pairs[f"feature_{side}"] == feature)
+        if not len(found):
+            return None
+        row = pairs.row(int(found[0]))
+        interval = (row["corr_eval_lo"], row["corr_eval_hi"])
+        return Pair(row["feature_a"], row["feature_b"], row["corr_eval"], interval)
+
+    def unmatched(self, side: str = "a") -> Frame:
+        """The features of A (or B) without a confirmed partner, each with its fate and its best candidate."""
+        self._side(side)
+        table = self.frames[f"features_{side}"]
+        found = table.where(table["fate"] != "matched")
+        return Frame(found.columns, f"features of {side.upper()} without a partner", tuple(table.columns))
+
+    def _side(self, side: str) -> dict:
+        if side not in ("a", "b"):
+            raise ConfigError(f"side={side!r}: expected 'a' or 'b'")
+        return self.sides[side == "b"]
+
+    def map(self, x: Any, *, method: str | None = None, back: bool = False) -> mx.array:
+        """(..., width of A) activations -> (..., width of B), or with `back` the other way."""
+        there = self.map_of(method, back)
+        rows = as_numpy(x.astype(mx.float32)) if isinstance(x, mx.array) else np.asarray(x, np.float32)
+        return mx.array(there(rows))
+
+    def map_of(self, method: str | None = None, back: bool = False) -> LinearMap:
+        """The map of a method, by default the one that features were matched by."""
+        method = method or self.settings.method
+        if method not in self.maps:
+            raise ConfigError(f"method={method!r}: this alignment holds {', '.join(self.maps)}")
+        return self.maps[method][back]
+
+    def compare(self, a: Dictionary, b: Dictionary) -> list[str]:
+        """In what two dictionaries differ from those that were aligned, in words; empty where they are the same."""
+        out = []
+        for name, side, dictionary in (("A", self.sides[0], a), ("B", self.sides[1], b)):
+            c = dictionary.config
+            if (c.reads, c.d_in, c.n_features) != ((side["site"],), side["width"], side["n_features"]):
+                there = f"{', '.join(c.reads)} ({c.d_in} columns, {c.n_features} features)"
+                here = f"{side['site']} ({side['width']} columns, {side['n_features']} features)"
+                out.append(f"{name} reads {there}, the aligned one {here}")
+            elif not same_marks(side["fingerprint"], dictionary) or c.sparsity != side["sparsity"]:
+                out.append(f"{name} has other weights than the dictionary that was aligned")
+        return out
+
+    def bind(self, a: Any, b: Any, model_a: Any = None, model_b: Any = None, check: Check = "warn") -> None:
+        """Use these dictionaries, and their models where given, after comparing them with what is recorded.
+
+        Raises `CompatibilityError` for other dictionaries, whatever `check` says short of "ignore"; models are judged
+        as `load_sae` does.
+        """
+        check_policy(check)
+        if check != "ignore" and (differences := self.compare(a, b)):
+            raise CompatibilityError(f"{self.source or 'this alignment'}: {'; '.join(differences)}")
+        for dictionary, model, side in ((a, model_a, self.sides[0]), (b, model_b, self.sides[1])):
+            if model is not None:
+                dictionary.bind(model, check)
+            recorded, now = BaseModel.from_dict(side["base_model"]), dictionary.base_model
+            if recorded.revision and now.revision and recorded.revision != now.revision and check != "ignore":
+                warn(f"{recorded.label} was aligned; the dictionary at hand names {now.label}")
+        self.dictionaries = (a, b)
+        if a.models and b.models:
+            self.models = (a.models[0], b.models[0])
+
+    def arrays(self) -> dict[str, mx.array]:
+        found = {}
+        for method, both in self.maps.items():
+            for name, map_ in zip(("forward", "backward"), both, strict=True):
+                for part in ("matrix", "mean_x", "mean_y"):
+                    found[f"{method}.{name}.{part}"] = mx.array(getattr(map_, part).astype(np.float32))
+        return found
+
+    @classmethod
+    def from_parts(cls, config: dict, arrays: dict[str, mx.array]) -> Self:
+        known = AlignmentConfig.from_dict(config)
+        maps: dict[str, list[LinearMap]] = {}
+        methods = sorted({name.split(".")[0] for name in arrays})
+        wanted = {
+            f"{method}.{way}.{part}"
+            for method in methods
+            for way in ("forward", "backward")
+            for part in ("matrix", "mean_x", "mean_y")
+        }
+        if wanted != set(arrays):
+            raise ArtifactError(f"map.safetensors: missing {sorted(wanted - set(arrays))}")
+        for method in methods:
+            maps[method] = [
+                LinearMap(
+                    *(
+                        as_numpy(arrays[f"{method}.{way}.{p}"]).astype(np.float64)
+                        for p in ("matrix", "mean_x", "mean_y")
+                    )
+                )
+                for way in ("forward", "backward")
+            ]
+        return cls(known, {method: (there, back) for method, (there, back) in maps.items()})
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.check_nulls()
+        super()._save_pretrained(save_directory)
+        for name in TABLES:
+            if name in self.frames:
+                self.frames[name].write(save_directory / f"{name}.parquet")
+
+    def _read_more(self, folder: Path) -> None:
+        for name in TABLES:
+            path = folder / f"{name}.parquet"
+            if path.is_file():
+                self.frames[name] = read_frame(path, kinds(name))
+            elif name != "effects":
+                raise ArtifactError(f"{path.name} is missing")
+        sizes = {"feature_a": self.sides[0]["n_features"], "feature_b": self.sides[1]["n_features"]}
+        for table in ("pairs", "candidates"):
+            for column, size in sizes.items():
+                ids = self.frames[table][column]
+                if len(ids) and not 0 <= ids.min() <= ids.max() < size:
+                    raise ArtifactError(f"{table}.parquet, {column}: features lie between 0 and {size - 1}")
+
+    def check_nulls(self) -> None:
+        """Raise `ArtifactError` where pairs or metrics stand there without what chance would give."""
+        pairs, table = self.frames.get("pairs"), self.frames.get("metrics")
+        if pairs is None or table is None:
+            raise ArtifactError("an alignment without its pairs and metrics is not written")
+        for name in _MISSING_NULLS:
+            if name not in pairs.columns or np.isnan(pairs[name][pairs["confirmed"]].astype(float)).any():
+                raise ArtifactError(f"some confirmed pairs have no {name}; numbers without nulls are not published")
+        without = {str(n) for n, null in zip(table["name"], table["null_mean"], strict=True) if np.isnan(null)}
+        needed = {"r2", "retrieval_at_1", "cka", "top_k_overlap"}
+        if bad := sorted(without & needed):
+            raise ArtifactError(f"{', '.join(bad)}: without a null; numbers without nulls are not published")
+
+    def card_metadata(self) -> dict:
+        bases = [BaseModel.from_dict(side["base_model"]).repo_id for side in self.sides]
+        repos = [side.get("repo_id") for side in self.sides]
+        tags = [*self.class_tags(), *(n for n in dict.fromkeys((*bases, *repos)) if n)]
+        configs = [
+            {"config_name": name, "data_files": f"{name}.parquet", **({"default": True} if name == "pairs" else {})}
+            for name in TABLES
+            if name in self.frames
+        ]
+        return {"tags": tags, "configs": configs}
+
+    def card_values(self) -> dict:
+        table = self.frames["metrics"]
+        return {
+            "sides": self.sides,
+            "bases": [BaseModel.from_dict(side["base_model"]) for side in self.sides],
+            "settings": self.config.settings,
+            "pairs": [self.pairs.row(i) for i in range(min(10, len(self.pairs)))],
+            "n_pairs": len(self.pairs),
+            "n_unconfirmed": int((~self.frames["pairs"]["confirmed"]).sum()),
+            "rows": [table.row(i) for i in range(len(table))],
+            "measures": {**MEASURES, **CAUSAL_MEASURES},
+            "fates": [_counts(self.frames[f"features_{side}"]["fate"]) for side in "ab"],
+            "has_effects": "effects" in self.frames,
+        }
+
+    def __iter__(self) -> Iterator[Pair]:
+        """The confirmed pairs."""
+        pairs = self.pairs
+        columns = [
+            pairs[name].tolist() for name in ("feature_a", "feature_b", "corr_eval", "corr_eval_lo", "corr_eval_hi")
+        ]
+        return (Pair(a, b, r, (low, high)) for a, b, r, low, high in zip(*columns, strict=True))
+
+
+def _counts(values: np.ndarray) -> dict[str, int]:
+    names, counts = np.unique(values.astype(str), return_counts=True)
+    return dict(zip(names.tolist(), counts.tolist(), strict=True))
