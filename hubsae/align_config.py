@@ -14,7 +14,8 @@ CRITERIA = ("correlation", "cosine", "both")
 class AlignConfig:
     """How features are matched and judged.
 
-    method: the map between the models' activations. criterion: what makes two features alike: the correlation of their
+    method: the map between the models' activations; orthogonal Procrustes keeps lengths and angles, ridge regression
+    explains more of the other side. criterion: what makes two features alike: the correlation of their
     activations at the anchors, the cosine of their decoder rows through the map, or both at once. matching: exact
     one-to-one, or mutual nearest neighbours. threshold: the least score of a pair (None: the `null_quantile` of the
     best scores that features reach where nothing belongs together). min_firings, min_cofirings: features that fire less
@@ -24,7 +25,7 @@ class AlignConfig:
     features of a place that are compared. seed: of all chance.
     """
 
-    method: str = "procrustes"
+    method: str = "ridge"
     criterion: str = "correlation"
     matching: str = "mutual"
     threshold: float | None = None
@@ -51,6 +52,11 @@ class AlignConfig:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected a share between 0 and 1")
         if self.threshold is not None and not -1 <= self.threshold < 1:
             raise ConfigError(f"threshold={self.threshold}: scores lie between -1 and 1")
+        if (1 + self.n_shifts) * self.max_q <= 1:
+            raise ConfigError(
+                f"n_shifts={self.n_shifts} gives p of at least {1 / (1 + self.n_shifts):.3g}, so that no pair can be "
+                f"confirmed at max_q={self.max_q}; ask for more shifts"
+            )
         least = {"min_firings": 2, "min_cofirings": 1, "n_candidates": 1, "n_shifts": 19, "n_shuffles": 9}
         for name, low in {**least, "n_bootstraps": 50, "n_refits": 1, "eval_rows": 1000, "top_k": 1}.items():
             if getattr(self, name) < low:

@@ -79,15 +79,22 @@ def align_dictionaries(
 
 
 def anchors_of(
-    sides: Sequence[Dictionary], models: Sequence[LanguageModel], texts: Any, config: AnchorConfig
+    sides: Sequence[Dictionary],
+    models: Sequence[LanguageModel],
+    texts: Any,
+    config: AnchorConfig,
+    split: str | None = None,
 ) -> AnchorSet:
-    """The anchors of two models in texts, within the contexts that their dictionaries were trained in."""
+    """The anchors of two models in texts, within the contexts that their dictionaries were trained in.
+
+    `split`: all documents belong to that one.
+    """
     contexts = []
     for side, model in zip(sides, models, strict=True):
         own = side.config.token_config()
         asked = replace(own, context_size=config.context_size or own.context_size)
         contexts.append(asked.context_for(model.max_positions))
-    return read_anchors(texts, [model.tokenizer for model in models], config, contexts)
+    return read_anchors(texts, [model.tokenizer for model in models], config, contexts, split)
 
 
 def describe_anchors(anchors: AnchorSet, observed: Observed) -> dict[str, Any]:
@@ -172,7 +179,8 @@ def _measure_pairs(observed: Observed, paired: Paired, config: AlignConfig) -> l
             )
             row |= {"lo": low, "hi": high}
             if name in nulls:
-                row |= {"null_name": "99 % quantile of moved documents", "null_mean": float(np.mean(nulls[name]))}
+                what = "shuffled within words" if name == "above_within_word" else "99 % quantile of moved documents"
+                row |= {"null_name": what, "null_mean": float(np.mean(nulls[name]))}
         out.append(measured(name, float(column.mean()) if len(column) else float("nan"), **row))
     ids = pairs["feature_a"][confirmed], pairs["feature_b"][confirmed]
     codes = observed.codes["eval"]

@@ -1,5 +1,6 @@
 """The artifact of an alignment: the maps between two models and the pairs of features that they join, in one folder."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -9,7 +10,8 @@ import mlx.core as mx
 import numpy as np
 
 from hubsae.align_config import AlignConfig
-from hubsae.causal import CAUSAL_MEASURES
+from hubsae.anchors import AnchorConfig
+from hubsae.causal import CAUSAL_MEASURES, CONTROLS
 from hubsae.dictionary import Dictionary
 from hubsae.errors import ArtifactError, CompatibilityError, ConfigError, DataError, warn
 from hubsae.frames import Frame, read_frame
@@ -18,7 +20,9 @@ from hubsae.hub_client import library_version
 from hubsae.identity import BaseModel, Check, check_policy
 from hubsae.map_quality import MEASURES
 from hubsae.maps import LinearMap
-from hubsae.pair_tables import TABLES, kinds
+from hubsae.pair_tables import COLUMNS, TABLES, kinds
+from hubsae.pairing import FATES
+from hubsae.sites import Site
 from hubsae.sparse import as_numpy
 from hubsae.store import ALIGNMENT, MAP
 from hubsae.survey import fingerprint, same_marks
@@ -60,18 +64,14 @@ class AlignmentConfig:
     library_version: str = field(default_factory=library_version)
 
     def __post_init__(self):
-        for name in ("a", "b", "settings", "anchors", "thresholds"):
-            if not isinstance(getattr(self, name), dict):
-                raise ConfigError(f"{name}: expected an object")
         object.__setattr__(self, "verified_by", tuple(self.verified_by))
+        names = ("a", "b", "settings", "anchors", "thresholds")
+        if not all(isinstance(part, dict) for part in (*(getattr(self, n) for n in names), *self.verified_by)):
+            raise ConfigError(f"{', '.join(names)} and all of verified_by: expected objects")
         for side in (self.a, self.b):
-            BaseModel.from_dict(side.get("base_model"))
-            for name in ("width", "n_features"):
-                if not isinstance(side.get(name), int) or isinstance(side.get(name), bool) or side[name] < 1:
-                    raise ConfigError(f"{name}={side.get(name)!r}: expected a positive number")
-            if not isinstance(side.get("fingerprint"), dict) or not isinstance(side.get("site"), str):
-                raise ConfigError("a side of an alignment needs its site and its dictionary's fingerprint")
+            _check_side(side)
         AlignConfig(**self.settings)
+        AnchorConfig(**{n: self.anchors[n] for n in AnchorConfig.__dataclass_fields__ if n in self.anchors})
 
     @classmethod
     def from_dict(cls, data: dict) -> "AlignmentConfig":
@@ -91,6 +91,24 @@ class AlignmentConfig:
             return cls(**data)
         except (TypeError, ValueError, KeyError) as error:
             raise ArtifactError(f"alignment.json: {error}") from error
+
+
+def _check_side(side: dict) -> None:
+    """Raise `ConfigError` for a side that no dictionary can be compared with."""
+    kinds = {"site": str, "sparsity": dict, "fingerprint": dict, "base_model": dict, "width": int, "n_features": int}
+    texts = ("repo_id", "revision", "subfolder")
+    for name, kind in {**kinds, **{name: str for name in texts if side.get(name) is not None}}.items():
+        if not isinstance(side.get(name), kind) or isinstance(side[name], bool):
+            raise ConfigError(f"{name}={str(side.get(name))[:80]!r}: expected {kind.__name__}")
+    if min(side["width"], side["n_features"]) < 1:
+        raise ConfigError(f"width={side['width']}, n_features={side['n_features']}: expected positive numbers")
+    if side.get("repo_id") and not side.get("revision"):
+        raise ConfigError(f"{side['repo_id'][:80]}: the repository of a dictionary without its commit")
+    for name, marks in side["fingerprint"].items():
+        if not isinstance(marks, list) or not all(isinstance(value, int | float) for value in marks):
+            raise ConfigError(f"fingerprint, {str(name)[:80]}: expected a list of numbers")
+    Site.parse(side["site"])
+    BaseModel.from_dict(side["base_model"])
 
 
 def record(dictionary: Dictionary) -> dict[str, Any]:
@@ -147,6 +165,8 @@ class StoredAlignment(Artifact, tags=["mechanistic-interpretability", "hubsae-al
             for name, map_, shape in ((f"{method}.forward", there, (p, q)), (f"{method}.backward", back, (q, p))):
                 if map_.matrix.shape != shape or map_.mean_x.shape != shape[:1] or map_.mean_y.shape != shape[1:]:
                     raise ArtifactError(f"{name} maps {map_.matrix.shape}, the config says {shape}")
+                if not all(np.isfinite(part).all() for part in (map_.matrix, map_.mean_x, map_.mean_y)):
+                    raise ArtifactError(f"{name} holds NaN or infinity")
 
     @property
     def settings(self) -> AlignConfig:
@@ -280,7 +300,8 @@ class StoredAlignment(Artifact, tags=["mechanistic-interpretability", "hubsae-al
             for part in ("matrix", "mean_x", "mean_y")
         }
         if wanted != set(arrays):
-            raise ArtifactError(f"map.safetensors: missing {sorted(wanted - set(arrays))}")
+            missing, unknown = sorted(wanted - set(arrays)), sorted(set(arrays) - wanted)
+            raise ArtifactError(f"map.safetensors: missing {missing}, unknown {unknown}")
         for method in methods:
             maps[method] = [
                 LinearMap(
@@ -308,11 +329,20 @@ class StoredAlignment(Artifact, tags=["mechanistic-interpretability", "hubsae-al
             elif name != "effects":
                 raise ArtifactError(f"{path.name} is missing")
         sizes = {"feature_a": self.sides[0]["n_features"], "feature_b": self.sides[1]["n_features"]}
-        for table in ("pairs", "candidates"):
+        for table in {"pairs", "candidates", "effects"} & set(self.frames):
             for column, size in sizes.items():
                 ids = self.frames[table][column]
                 if len(ids) and not 0 <= ids.min() <= ids.max() < size:
                     raise ArtifactError(f"{table}.parquet, {column}: features lie between 0 and {size - 1}")
+        pairs = self.frames["pairs"]
+        for (column, size), side in zip(sizes.items(), "ab", strict=True):
+            ids, table = pairs[column][pairs["confirmed"]], self.frames[f"features_{side}"]
+            if len(np.unique(ids)) != len(ids):
+                raise ArtifactError(f"pairs.parquet, {column}: a feature has several confirmed partners")
+            if not np.array_equal(table["index"], np.arange(size)):
+                raise ArtifactError(f"features_{side}.parquet: expected one row for each feature from 0 to {size - 1}")
+            if unknown := sorted({str(fate) for fate in table["fate"]} - set(FATES)):
+                raise ArtifactError(f"features_{side}.parquet: unknown fates {', '.join(unknown)}"[:200])
 
     def check_nulls(self) -> None:
         """Raise `ArtifactError` where pairs or metrics stand there without what chance would give."""
@@ -322,7 +352,8 @@ class StoredAlignment(Artifact, tags=["mechanistic-interpretability", "hubsae-al
         for name in _MISSING_NULLS:
             if name not in pairs.columns or np.isnan(pairs[name][pairs["confirmed"]].astype(float)).any():
                 raise ArtifactError(f"some confirmed pairs have no {name}; numbers without nulls are not published")
-        without = {str(n) for n, null in zip(table["name"], table["null_mean"], strict=True) if np.isnan(null)}
+        rows = zip(table["name"], table["value"], table["null_mean"], strict=True)
+        without = {str(name) for name, value, null in rows if np.isnan(null) and not np.isnan(value)}
         needed = {"r2", "retrieval_at_1", "cka", "top_k_overlap"}
         if bad := sorted(without & needed):
             raise ArtifactError(f"{', '.join(bad)}: without a null; numbers without nulls are not published")
@@ -336,21 +367,27 @@ class StoredAlignment(Artifact, tags=["mechanistic-interpretability", "hubsae-al
             for name in TABLES
             if name in self.frames
         ]
-        return {"tags": tags, "configs": configs}
+        a, b = (f"{side['site']} of {BaseModel.from_dict(side['base_model']).label}" for side in self.sides)
+        return {"tags": tags, "configs": configs, "pretty_name": f"Pairs of features: {a} and {b}"}
 
     def card_values(self) -> dict:
+        self.check_nulls()
         table = self.frames["metrics"]
         return {
             "sides": self.sides,
             "bases": [BaseModel.from_dict(side["base_model"]) for side in self.sides],
-            "settings": self.config.settings,
+            "settings": self.settings,
             "pairs": [self.pairs.row(i) for i in range(min(10, len(self.pairs)))],
-            "n_pairs": len(self.pairs),
+            "n_pairs": int(self.frames["pairs"]["confirmed"].sum()),
             "n_unconfirmed": int((~self.frames["pairs"]["confirmed"]).sum()),
             "rows": [table.row(i) for i in range(len(table))],
-            "measures": {**MEASURES, **CAUSAL_MEASURES},
-            "fates": [_counts(self.frames[f"features_{side}"]["fate"]) for side in "ab"],
-            "has_effects": "effects" in self.frames,
+            "maps": list(self.maps),
+            "measures": MEASURES,
+            "causal_measures": CAUSAL_MEASURES,
+            "controls": (*CONTROLS, "other places"),
+            "effects": self.frames.get("effects"),
+            "fates": [Counter(self.frames[f"features_{side}"]["fate"].tolist()) for side in "ab"],
+            "columns": {name: COLUMNS[kind] for name, kind in TABLES.items() if name in self.frames},
         }
 
     def __iter__(self) -> Iterator[Pair]:
@@ -360,8 +397,3 @@ class StoredAlignment(Artifact, tags=["mechanistic-interpretability", "hubsae-al
             pairs[name].tolist() for name in ("feature_a", "feature_b", "corr_eval", "corr_eval_lo", "corr_eval_hi")
         ]
         return (Pair(a, b, r, (low, high)) for a, b, r, low, high in zip(*columns, strict=True))
-
-
-def _counts(values: np.ndarray) -> dict[str, int]:
-    names, counts = np.unique(values.astype(str), return_counts=True)
-    return dict(zip(names.tolist(), counts.tolist(), strict=True))

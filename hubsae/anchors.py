@@ -53,9 +53,7 @@ class AnchorConfig:
             raise ConfigError(f"rule={self.rule!r}: expected one of {', '.join(RULES)}")
         shares = (self.fit_share, self.match_share)
         if min(shares) <= 0 or sum(shares) > 1 - 1e-9:
-            raise ConfigError(
-                "fit_share={}, match_share={}: expected more than 0, and some left for eval".format(*shares)
-            )
+            raise ConfigError(f"fit_share, match_share={shares}: expected more than 0, and some left for eval")
         if self.max_anchors is not None and self.max_anchors < 1:
             raise ConfigError(f"max_anchors={self.max_anchors}: expected at least 1")
         _ = self.tokens
@@ -121,8 +119,11 @@ class AnchorSet:
         return [(self.texts[d], int(e)) for d, e in zip(self.document, self.end, strict=True)]
 
 
-def read_anchors(texts: Any, tokenizers: Sequence[Any], config: AnchorConfig, contexts: Sequence[int]) -> AnchorSet:
-    """The anchors of all texts for models that read `contexts` tokens a piece, divided by document into `SPLITS`.
+def read_anchors(
+    texts: Any, tokenizers: Sequence[Any], config: AnchorConfig, contexts: Sequence[int], split: str | None = None
+) -> AnchorSet:
+    """The anchors of all texts for models that read `contexts` tokens a piece, divided by document into `SPLITS`, or
+    all of them in one `split`.
 
     Of texts that are the same but for case, numbers, punctuation and white space the first is kept. Raises `DataError`
     where there are no texts, no anchors, or fewer than two documents for a split.
@@ -165,7 +166,7 @@ def read_anchors(texts: Any, tokenizers: Sequence[Any], config: AnchorConfig, co
         end=np.concatenate(end),
         level=np.concatenate(level),
         word=np.concatenate(word).astype(np.int32),
-        split=_splits(groups, config),
+        split=_splits(groups, config) if split is None else np.full(len(ids), SPLITS.index(split), np.uint8),
         coverage=tuple((tally.n_kept / n_tokens).tolist()),
         n_duplicates=n_duplicates,
         n_without=tally.n_texts - len(ids),
@@ -386,9 +387,7 @@ def _levels(text: str, piece: _Piece, spans: np.ndarray) -> np.ndarray:
     starts = np.stack([r.starts[p] for r, p in zip(piece.tokens, piece.places.T, strict=True)], axis=1)
     for i in np.flatnonzero(level & (starts >= 0).all(axis=1)):
         spanned = {text[piece.start + start : ends[i]] for start in starts[i]}
-        level[i] += (
-            len({span.lstrip() or span for span in spanned}) == 1
-        )  # some offsets hold the space before, some not
+        level[i] += len({span.lstrip() or span for span in spanned}) == 1  # some offsets hold the space before
     return level
 
 

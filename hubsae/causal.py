@@ -10,6 +10,7 @@ import numpy as np
 from hubsae import vectorised
 from hubsae.anchors import AnchorSet
 from hubsae.errors import ConfigError, DataError
+from hubsae.frames import Frame
 from hubsae.lm import LanguageModel, padded
 from hubsae.map_quality import measured
 from hubsae.maps import LinearMap, haar
@@ -124,21 +125,25 @@ class Steered:
         return Effects(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("change", "kl", "length")))
 
     def _dosed(self, directions: np.ndarray, dose: float) -> Effects:
+        """Lengths by interpolation between one that gives less and one that gives more, both on logarithmic scales."""
         directions, k = unit(directions), len(directions)
         low, high, lengths = np.zeros(k), np.full(k, np.inf), np.full(k, 0.5)
+        below, above = np.full(k, np.nan), np.full(k, np.nan)
         change, kl = self.steered(directions, lengths)
         for _ in range(_MOST_STEPS):
             open_ = np.flatnonzero(np.abs(kl / dose - 1) > _TOLERANCE)
             if not len(open_):
                 break
-            low[open_] = np.where(kl[open_] < dose, lengths[open_], low[open_])
-            high[open_] = np.where(kl[open_] >= dose, lengths[open_], high[open_])
-            guess = lengths * np.clip(np.sqrt(dose / np.maximum(kl, 1e-9)), 0.25, 4)  # KL grows like the length squared
-            middle = np.where(np.isfinite(high), (low + np.where(np.isfinite(high), high, 0)) / 2, 2 * low)
-            inside = (guess > low + 0.05 * (middle - low)) & (guess < high - 0.05 * (high - middle))
-            lengths[open_] = np.where(inside, guess, middle)[open_]
-            new_change, new_kl = self.steered(directions[open_], lengths[open_])
-            change[open_], kl[open_] = new_change, new_kl
+            less = kl[open_] < dose
+            for ends, doses, at in ((low, below, open_[less]), (high, above, open_[~less])):
+                ends[at], doses[at] = lengths[at], np.maximum(kl[at], 1e-9)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                share = (np.log(dose) - np.log(below)) / (np.log(above) - np.log(below))
+                between = low * (high / low) ** np.clip(share, 0.05, 0.95)
+            outside = lengths * np.clip(np.sqrt(dose / np.maximum(kl, 1e-9)), 0.25, 4)  # KL grows like the square
+            both = (low > 0) & np.isfinite(high)
+            lengths[open_] = np.where(both, between, outside)[open_]
+            change[open_], kl[open_] = self.steered(directions[open_], lengths[open_])
         return Effects(change, kl, lengths)
 
 
@@ -230,6 +235,21 @@ def measure_effects(
                 }
             )
     return table, numbers
+
+
+def by_condition(numbers: list[dict[str, Any]], title: str) -> Frame:
+    """The numbers of `measure_effects` and of stitching, a row for each way of steering or map."""
+    names = ("causal_corr", "causal_retrieval_at_1", "causal_auc", "promoted_overlap", "stitched_loss_recovered")
+    conditions = list(dict.fromkeys(row["method"] for row in numbers if row["name"] in names))
+    columns: dict[str, np.ndarray] = {"condition": np.array(conditions, object)}
+    for name in names:
+        found = {row["method"]: row for row in numbers if row["name"] == name}
+        for suffix, key in (("", "value"), ("_lo", "lo"), ("_hi", "hi")):
+            values = [(found.get(condition) or {}).get(key) for condition in conditions]
+            columns[name + suffix] = np.array([np.nan if v is None else v for v in values], np.float64)
+    n = max((row["n"] for row in numbers if row["name"] == "causal_auc"), default=1)
+    note = f"By chance: correlation 0, retrieval {1 / n:.3g}, AUC 0.5. Columns with _lo and _hi hold 95 % intervals."
+    return Frame(columns, title, ("condition", *names), note)
 
 
 def _summarised(condition: str, found: dict[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -56,16 +56,18 @@ class Cycle(Shown):
 def _check_meeting(first: dict[str, Any], second: dict[str, Any], where: str) -> None:
     same = all(first[key] == second[key] for key in ("site", "width", "n_features", "sparsity"))
     marks = first["fingerprint"].keys() == second["fingerprint"].keys() and all(
-        np.allclose(values, second["fingerprint"][name], rtol=0.02, atol=1e-6)
-        if len(values) == len(second["fingerprint"][name])
-        else False
-        for name, values in first["fingerprint"].items()
+        _close(values, second["fingerprint"][name]) for name, values in first["fingerprint"].items()
     )
     if not (same and marks):
         raise DataError(
             f"the alignments do not meet: {where} is {first['site']} with {first['n_features']:,} features on one side "
             f"and {second['site']} with {second['n_features']:,} on the other, or has other weights"
         )
+
+
+def _close(one: list[float], other: list[float]) -> bool:
+    """Whether the marks are those of one dictionary, in whatever precision, as a dictionary's are compared."""
+    return len(one) == len(other) and np.allclose(one, other, rtol=0.02, atol=0.02 * float(np.abs(other).mean()))
 
 
 def compose(ab: StoredAlignment, bc: StoredAlignment) -> Chain:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
 from hubsae.errors import DataError
 
@@ -49,9 +50,50 @@ def match_concepts(values: Any, carried: np.ndarray, names: Sequence[str], fit: 
     return sorted(matches, key=lambda m: (-m.f1, m.concept))
 
 
+def concepts_of_features(values: Any, carried: np.ndarray, names: Sequence[str], fit: np.ndarray) -> list[ConceptMatch]:
+    """(F,) the concept that each feature tells best, with what `match_concepts` says of the arguments.
+
+    Concept and threshold are chosen by F1 on the units to fit, the scores are those on the others.
+    """
+    peak = np.asarray(values[fit].max(axis=0).todense()).ravel()
+    n_features = values.shape[1]
+    best, found = np.full(n_features, -1.0), [ConceptMatch(i, "", 0.0, 0.0, 0.0) for i in range(n_features)]
+    for threshold in THRESHOLDS:
+        says = values.copy()
+        says.data = (values.data > threshold * peak[values.indices]).astype(np.float32)
+        chosen = _scores(says[fit], carried[fit])[2]
+        scores = _scores(says[~fit], carried[~fit])
+        concept = chosen.argmax(axis=1)
+        for i in np.flatnonzero(chosen[np.arange(n_features), concept] > best):
+            j = int(concept[i])
+            best[i] = chosen[i, j]
+            found[i] = ConceptMatch(int(i), names[j], *(float(score[i, j]) for score in scores))
+    return found
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of `n` pairs of features that both tell a concept, the `share` that tell the same; `shuffled`: by chance."""
+
+    n: int
+    share: float
+    shuffled: float
+
+
+def agreement(a: Sequence[ConceptMatch], b: Sequence[ConceptMatch], least_f1: float = 0.5, seed: int = 0) -> Agreement:
+    """Whether pairs (a[i], b[i]) tell the same concept, among those in which both have an F1 of at least so much."""
+    both = [(x.concept, y.concept) for x, y in zip(a, b, strict=True) if min(x.f1, y.f1) >= least_f1]
+    if not both:
+        return Agreement(0, float("nan"), float("nan"))
+    first, second = (np.array(names) for names in zip(*both, strict=True))
+    rng = np.random.default_rng(seed)
+    shuffled = np.mean([np.mean(first == rng.permutation(second)) for _ in range(100)])
+    return Agreement(len(both), float(np.mean(first == second)), float(shuffled))
+
+
 def _scores(says: Any, carried: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(F, concepts) precision, recall and F1 of 0/1 answers."""
-    both = np.asarray(says.T @ carried.astype(np.float32))
+    both = (says.T @ scipy.sparse.csr_matrix(carried, dtype=np.float32)).toarray()
     yes = np.asarray(says.sum(axis=0)).reshape(-1, 1)
     true = carried.sum(axis=0).reshape(1, -1)
     return both / np.maximum(yes, 1), both / np.maximum(true, 1), 2 * both / np.maximum(yes + true, 1)

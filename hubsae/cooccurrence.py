@@ -38,7 +38,7 @@ class CodePair:
 
 def _sums(matrix: Any) -> tuple[np.ndarray, np.ndarray]:
     """(F,) sum and scatter about the mean of every column, float64."""
-    first = np.asarray(matrix.sum(axis=0, dtype=np.float64)).ravel()
+    first = np.asarray(matrix.astype(np.float64).sum(axis=0)).ravel()  # `dtype=` adds in single precision
     second = np.asarray(_squared(matrix).sum(axis=0)).ravel()
     return first, np.maximum(second - first**2 / max(matrix.shape[0], 1), 0)
 
@@ -168,7 +168,7 @@ def rearranged(codes: CodePair, a: np.ndarray, b: np.ndarray, orders: np.ndarray
     """(draws, m) correlations of the pairs when the place t of B is taken from orders[draw, t]."""
     n, out = codes.n, np.full((len(orders), len(a)), np.nan, np.float32)
     (sum_a, scatter_a), (sum_b, scatter_b) = _sums(codes.a), _sums(codes.b)
-    scratch = np.zeros(n, np.float32)
+    scratch = np.zeros(n)
     for m, (i, j) in enumerate(zip(a, b, strict=True)):
         scale = np.sqrt(scatter_a[i] * scatter_b[j])
         if not scale > 0:
@@ -182,10 +182,15 @@ def rearranged(codes: CodePair, a: np.ndarray, b: np.ndarray, orders: np.ndarray
     return out
 
 
+def far_shifts(n: int, n_draws: int, rng: np.random.Generator) -> np.ndarray:
+    """(draws,) by how many places to move n places in a circle: at least a twentieth of them either way."""
+    least = max(1, n // 20)
+    return rng.integers(least, max(n - least, least + 1), n_draws)
+
+
 def roll_orders(n: int, n_draws: int, rng: np.random.Generator) -> np.ndarray:
     """(draws, n) circular shifts by at least a twentieth of the rows."""
-    least = max(1, n // 20)
-    by = rng.integers(least, max(n - least, least + 1), n_draws)
+    by = far_shifts(n, n_draws, rng)
     return (np.arange(n, dtype=np.int32)[None] + by[:, None].astype(np.int32)) % np.int32(n)
 
 

@@ -12,6 +12,7 @@ from hubsae.tables import Shown, Table
 
 _SHOWN_ROWS = 20
 _MOST_BYTES = 1 << 33
+_MOST_ROWS = 1 << 26
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,7 +44,7 @@ class Frame(Shown):
     def sorted_by(self, name: str, falling: bool = True) -> "Frame":
         """In the order of a column of numbers; what is missing there comes last."""
         keys = np.asarray(self[name], np.float64)
-        return self.where(np.argsort(np.where(np.isnan(keys), np.inf, -keys if falling else keys), kind="stable"))
+        return self.where(np.lexsort((-keys if falling else keys, np.isnan(keys))))
 
     def with_columns(self, columns: dict[str, np.ndarray]) -> "Frame":
         """The same with other columns."""
@@ -107,13 +108,17 @@ def read_frame(path: Path, kinds: dict[str, type]) -> Frame:
         size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
         if size > _MOST_BYTES:
             raise ArtifactError(f"{path}: {size:,} bytes once unpacked; more than any table of pairs has")
-        there = set(file.schema_arrow.names)
-        if missing := sorted(set(kinds) - there):
+        if (rows := file.metadata.num_rows) > _MOST_ROWS:  # a few bytes are enough for any number of equal ones
+            raise ArtifactError(f"{path}: {rows:,} rows; more than any table of pairs has")
+        there = file.schema_arrow.names
+        if missing := sorted(set(kinds) - set(there)):
             raise ArtifactError(f"{path}: no columns {', '.join(missing)}")
+        if twice := sorted(name for name in kinds if there.count(name) > 1):
+            raise ArtifactError(f"{path}: several columns {', '.join(twice)}")
         table = file.read(columns=list(kinds))
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        return Frame({name: _column(path, name, table[name], kind) for name, kind in kinds.items()})
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # a text that is no UTF-8 is a ValueError
         raise ArtifactError(f"{path}: not a readable Parquet file ({error})") from error
-    return Frame({name: _column(path, name, table[name], kind) for name, kind in kinds.items()})
 
 
 def _column(path: Path, name: str, column: Any, kind: type) -> np.ndarray:

@@ -32,6 +32,15 @@ class JointMoments:
         found.add(x, y)
         return found
 
+    @property
+    def shift(self) -> np.ndarray | None:
+        """(p + q,), of values that single precision holds, so that what is taken off rows is what is put back."""
+        return self._shift
+
+    @shift.setter
+    def shift(self, shift: np.ndarray | None) -> None:
+        self._shift = None if shift is None else shift.astype(np.float32).astype(np.float64)
+
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
         """Take in paired rows (n, p), (n, q); the shift is the first ones' mean where none was given."""
         for start in range(0, len(x), _ROWS_AT_ONCE):

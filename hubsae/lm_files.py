@@ -78,10 +78,7 @@ def load(checkpoint: Checkpoint) -> tuple[nn.Module, Any, dict]:
         raise ModelError(f"{name}: config.json names no model_type, so it is no language model that mlx-lm can load")
     if not any(folder.glob("model*.safetensors")):
         others = ", ".join(sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".gguf", ".npz")))
-        raise ModelError(
-            f"{name}: no model*.safetensors (found {others or 'no weights'}); "
-            "use a repository with safetensors weights, or convert it with `mlx_lm.convert`"
-        )
+        raise ModelError(f"{name}: no model*.safetensors (found {others or 'no weights'}); {_instead_of(name)}")
     try:
         model, _ = load_model(folder, model_config=mend_config(config), get_model_classes=_classes)
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError, OSError) as error:
@@ -106,6 +103,19 @@ def load(checkpoint: Checkpoint) -> tuple[nn.Module, Any, dict]:
             "Add tokenizer.json, or give InterpretableModel((model, tokenizer))"
         )
     return model, tokenizer, config
+
+
+def _instead_of(name: str) -> str:
+    """What to do about a repository whose weights are in no safetensors file."""
+    if match := re.fullmatch(r"(EleutherAI/pythia-[\w.-]+)-v0", name):
+        return (
+            f"use {match[1]}, which has them: the same architecture and data, trained anew, so other weights. Or save "
+            "these with transformers: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)"
+        )
+    return (
+        "use a repository with safetensors weights, or save them so with transformers: "
+        "AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)"
+    )
 
 
 def mend_config(config: dict) -> dict:

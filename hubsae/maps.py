@@ -80,7 +80,15 @@ def ridge(moments: JointMoments, penalty: float) -> LinearMap:
 
 def best_penalty(fit: JointMoments, other: JointMoments) -> float:
     """The penalty of ridge, a power of ten, whose map fitted on `fit` explains most of `other`."""
-    return max(_PENALTIES, key=lambda penalty: r2(ridge(fit, penalty), other))
+    xx, _, xy = fit.scatters()
+    values, vectors = scipy.linalg.eigh(xx)
+    turned, mean = vectors.T @ xy, max(float(values.mean()), 1e-300)
+
+    def explained(penalty: float) -> float:
+        matrix = vectors @ (turned / (values + penalty * mean)[:, None])
+        return r2(LinearMap(matrix, fit.mean_x, fit.mean_y), other)
+
+    return max(_PENALTIES, key=explained)
 
 
 def whitener(scatter: np.ndarray, keep: float = 1.0) -> np.ndarray:

@@ -12,6 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from hubsae.errors import ConfigError
 
 MATCHINGS = ("one_to_one", "mutual")
+_VALUES_AT_ONCE = 1 << 25
 _LARGEST = 1 << 24  # scores of one component that are assigned exactly
 Block = tuple[slice, np.ndarray]
 
@@ -82,10 +83,15 @@ class Candidates:
     def edges(self) -> Edges:
         """All of them, each once, by feature of A, then of B."""
         rows, places = np.nonzero(np.isfinite(self._scores) & (self._ids >= 0))
-        parts = [*self._parts, Edges(rows, self._ids[rows, places], self._scores[rows, places])]
-        a, b, score = (np.concatenate([getattr(part, name) for part in parts]) for name in ("a", "b", "score"))
-        _, first = np.unique(a * self._n_b + b, return_index=True)
-        return Edges(a[first], b[first], score[first])
+        return joined([*self._parts, Edges(rows, self._ids[rows, places], self._scores[rows, places])], self._n_b)
+
+
+def joined(parts: Iterable[Edges], n_b: int) -> Edges:
+    """All edges of several, each once, by feature of A, then of B; of scores that differ the first one's."""
+    parts = list(parts)
+    a, b, score = (np.concatenate([getattr(part, name) for part in parts]) for name in ("a", "b", "score"))
+    _, first = np.unique(a * n_b + b, return_index=True)
+    return Edges(a[first], b[first], score[first])
 
 
 def gathered(blocks: Iterable[Block], n_a: int, n_b: int, *, n_best: int = 8, threshold: float | None = None) -> Edges:
@@ -96,8 +102,9 @@ def gathered(blocks: Iterable[Block], n_a: int, n_b: int, *, n_best: int = 8, th
     return found.edges()
 
 
-def cosine_blocks(a: np.ndarray, b: np.ndarray, size: int = 4096) -> Iterator[Block]:
+def cosine_blocks(a: np.ndarray, b: np.ndarray) -> Iterator[Block]:
     """Cosines of directions a (F_A, d), b (F_B, d), some of B's at a time; 0 where one is zero."""
+    size = max(1, _VALUES_AT_ONCE // max(len(a), 1))
     unit_a, unit_b = (unit(rows).astype(np.float32) for rows in (a, b))
     for start in range(0, len(b), size):
         part = slice(start, min(start + size, len(b)))
@@ -163,6 +170,8 @@ def hub_corrected(edges: Edges, n: int = 10) -> Edges:
 
     Features that are close to everything lose by it. The edges have to hold those n best.
     """
+    if not len(edges):
+        return edges
     means = []
     for own, of_b in ((edges.a, False), (edges.b, True)):
         best = edges.rank(of_b) < n

@@ -155,7 +155,8 @@ class _Pass:
         for number, moments in enumerate(self._fit):
             mine = document % len(self._fit) == number
             moments.add(x[mine], y[mine])
-        self._shifted.add(x, np.roll(y, len(y) // 2, axis=0))
+        if document[0] != document[-1]:  # of one document alone nothing can be moved on to another
+            self._shifted.add(x, np.roll(y, len(y) // 2, axis=0))
 
     def observed(self) -> Observed:
         codes, words = {}, {}

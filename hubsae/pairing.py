@@ -16,6 +16,7 @@ from hubsae.paired_rows import Observed
 FATES = ("matched", "unconfirmed", "lost_assignment", "below_null", "too_rare", "dead")
 _ORDERS_AT_ONCE = 1 << 25
 _NULL_MAXIMA = 10_000  # best scores of the null from which its quantile is taken
+_ROUNDING = 1e-6  # of correlations in single precision: equal ones count as reached
 _GROUPS = 50  # of documents, drawn anew when pairs are looked for again
 
 
@@ -52,9 +53,10 @@ def pair_up(
     chosen = _chosen(edges, correlation, cosine, thresholds, config)
     found = edges.where(chosen)
     pairs = _judged(found, match, other, observed.words["eval"], config, rng)
-    main = thresholds["cosine" if config.criterion == "cosine" else "correlation"]
-    above = edges.where(edges.score > main)
-    degrees = [np.bincount(ids, minlength=1) for ids in (above.a, above.b)]
+    by_cosine = config.criterion == "cosine"
+    above = edges.where((cosine if by_cosine else correlation) > thresholds["cosine" if by_cosine else "correlation"])
+    sizes = len(decoder_a), len(decoder_b)
+    degrees = [np.bincount(ids, minlength=size) for ids, size in zip((above.a, above.b), sizes, strict=True)]
     pairs |= {
         "mutual": matching.mutual(edges)[chosen],
         "rank_ab": edges.rank()[chosen],
@@ -85,15 +87,15 @@ def _thresholds(
     """The least correlation and cosine of a pair: what a feature's best partner reaches where none belongs to it.
 
     For correlations whole documents of B are moved on; for cosines A's decoder is rotated at random, and where random
-    directions reach more, that is taken.
+    directions reach more, that is taken. Of features that fire often enough.
     """
-    alive = min(int((count >= config.min_firings).sum()) for count in codes.firings)
-    draws = int(np.clip(-(-_NULL_MAXIMA // max(alive, 1)), 1, 20))
+    alive = [count >= config.min_firings for count in codes.firings]
+    draws = int(np.clip(-(-_NULL_MAXIMA // max(min(int(a.sum()) for a in alive), 1)), 1, 20))
     maxima = [
-        _best(_blocks(cooccurrence.rolled(codes, int(by)), config))
-        for by in rng.integers(codes.n // 20 + 1, codes.n - codes.n // 20, draws)
+        _best(_blocks(cooccurrence.rolled(codes, int(by)), config), alive)
+        for by in cooccurrence.far_shifts(codes.n, draws, rng)
     ]
-    rotated = _best(matching.cosine_blocks(mapped @ haar(rng, mapped.shape[1]), decoder_b))
+    rotated = _best(matching.cosine_blocks(mapped @ haar(rng, mapped.shape[1]), decoder_b), alive)
     low = similarity.best_cosine_by_chance(mapped.shape[1], len(decoder_b), config.null_quantile)
     found = {
         "correlation": float(np.quantile(np.concatenate(maxima), config.null_quantile)),
@@ -105,8 +107,8 @@ def _thresholds(
     return found
 
 
-def _best(blocks: Iterator[Block]) -> np.ndarray:
-    """The best score of every feature of either side; those that have none count as 0."""
+def _best(blocks: Iterator[Block], alive: list[np.ndarray]) -> np.ndarray:
+    """The best score of every feature that is alive, of either side; 0 for one that goes with none often enough."""
     rows: list[np.ndarray] = []
     best: np.ndarray | None = None
     for _, scores in blocks:
@@ -114,25 +116,27 @@ def _best(blocks: Iterator[Block]) -> np.ndarray:
         top = scores.max(axis=1)
         best = top if best is None else np.maximum(best, top)
     assert best is not None
-    found = np.concatenate([best, *rows])
+    found = np.concatenate([best[alive[0]], np.concatenate(rows)[alive[1]]])
     return np.where(np.isfinite(found), found, 0)
 
 
 def _candidates(
     codes: CodePair, mapped: np.ndarray, decoder_b: np.ndarray, thresholds: dict[str, float], config: AlignConfig
 ) -> Edges:
-    """The best partners of every feature, and all above the threshold, by the criterion."""
-    enough = [count >= config.min_firings for count in codes.firings]
-    if config.criterion == "cosine":
-        blocks: Iterator[Block] = (
+    """The best partners of every feature, and all above the threshold, by the criterion (or by either of both)."""
+    shape, found = (codes.a.shape[1], codes.b.shape[1]), []
+    if config.criterion != "cosine":
+        blocks, least = _blocks(codes, config), thresholds["correlation"]
+        found.append(matching.gathered(blocks, *shape, n_best=config.n_candidates, threshold=least))
+    if config.criterion != "correlation":
+        enough = [count >= config.min_firings for count in codes.firings]
+        blocks = (
             (part, np.where(enough[0][:, None] & enough[1][part], scores, -np.inf))
             for part, scores in matching.cosine_blocks(mapped, decoder_b)
         )
-        threshold = thresholds["cosine"]
-    else:
-        blocks, threshold = _blocks(codes, config), thresholds["correlation"]
-    shape = codes.a.shape[1], codes.b.shape[1]
-    return matching.gathered(blocks, *shape, n_best=config.n_candidates, threshold=threshold)
+        near = matching.gathered(blocks, *shape, n_best=config.n_candidates, threshold=thresholds["cosine"])
+        found.append(near.where(cooccurrence.counts(codes, near.a, near.b) >= config.min_cofirings))
+    return matching.joined(found, shape[1])
 
 
 def _correlations(codes: CodePair, edges: Edges) -> np.ndarray:
@@ -175,10 +179,10 @@ def _judged(
     shifts = _null(other, a, b, lambda n: cooccurrence.roll_orders(other.n, n, rng), config.n_shifts)
     shuffles = _null(other, a, b, lambda n: cooccurrence.class_orders(words, n, rng), config.n_shuffles)
     known = np.isfinite(corr)
-    beaten = (np.nan_to_num(shifts, nan=np.inf) >= np.where(known, corr, -np.inf)).sum(axis=0)
-    p = np.where(known, (1 + beaten) / (1 + config.n_shifts), 1.0)
-    q = false_discovery_rates(p)
+    beaten = (np.nan_to_num(shifts, nan=np.inf) >= np.where(known, corr, -np.inf) - _ROUNDING).sum(axis=0)
     firings, together = other.firings, cooccurrence.counts(other, a, b)
+    p = np.where(known & (corr > 0) & (together > 0), (1 + beaten) / (1 + config.n_shifts), 1.0)
+    q = false_discovery_rates(p)
     fires_a, fires_b = firings[0][a], firings[1][b]
     with np.errstate(invalid="ignore", divide="ignore"):
         jaccard = together / (fires_a + fires_b - together)

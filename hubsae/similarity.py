@@ -18,6 +18,8 @@ def linear_cka(moments: JointMoments, debiased: bool = True) -> float:
     """
     xx, yy, xy = moments.scatters()
     n, squares = moments.n, [float(np.trace(s)) for s in (xx, yy)]
+    if n <= 3:
+        return float("nan")
     values = []
     for (i, j), block in zip(_ENTRIES, (xy, xx, yy), strict=True):
         value = float(np.square(block).sum())
@@ -42,11 +44,18 @@ def pwcca(moments: JointMoments) -> float:
     return float(weights @ found.rho / weights.sum())
 
 
+def _centred(rows: np.ndarray) -> np.ndarray:
+    """In float64 about their mean: distances and kernels far from zero lose all their digits otherwise."""
+    return rows - rows.mean(axis=0, dtype=np.float64)
+
+
 def _gaussian(rows: np.ndarray, fraction: float) -> np.ndarray:
+    rows = _centred(rows)
     lengths = np.square(rows).sum(axis=1)
     distances = np.maximum(lengths[:, None] + lengths[None] - 2 * rows @ rows.T, 0)
     np.fill_diagonal(distances, 0)
-    return np.exp(-distances / (2 * fraction**2 * np.median(distances)))
+    width = 2 * fraction**2 * np.median(distances)
+    return np.exp(-distances / width) if width > 0 else np.full_like(distances, np.nan)
 
 
 def _hsic(k: np.ndarray, other: np.ndarray, debiased: bool) -> float:
@@ -79,6 +88,7 @@ def rbf_cka(x: np.ndarray, y: np.ndarray, debiased: bool = True, fraction: float
 def minibatch_cka(x: np.ndarray, y: np.ndarray, batch_size: int = 256, seed: int = 0) -> float:
     """Debiased linear CKA by means over random batches of rows (Nguyen, Raghu and Kornblith 2021)."""
     sums, order = np.zeros(3), np.random.default_rng(seed).permutation(len(x))
+    x, y = _centred(x), _centred(y)
     for start in range(0, len(x) - batch_size + 1, batch_size):
         k, other = (part @ part.T for part in (rows[order[start : start + batch_size]] for rows in (x, y)))
         sums += _hsic(k, other, True), _hsic(k, k, True), _hsic(other, other, True)
@@ -102,8 +112,8 @@ def cka_by_chance(n: float, p: float, q: float) -> float:
 def canonical_by_chance(n: float, p: int, q: int) -> tuple[float, float]:
     """(root mean square, largest) canonical correlation of independent Gaussian rows (Wachter 1980)."""
     a, b = min(1.0, p / n), min(1.0, q / n)
-    top = np.sqrt(a * (1 - b)) + np.sqrt(b * (1 - a))
-    return float(np.sqrt(p * q / (n - 1) / min(p, q))), float(min(1.0, top))
+    top = np.sqrt(a * (1 - b)) + np.sqrt(b * (1 - a)) if a + b < 1 else 1.0
+    return float(min(1.0, np.sqrt(max(p, q) / (n - 1)))), float(min(1.0, top))
 
 
 def procrustes_by_chance(n: float, d: float) -> float:

@@ -1,6 +1,7 @@
 """Questions about two models, as a user asks them: `align`, `load_alignment`, `verify`, `Alignment`."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hubsae.causal import CausalConfig
 from hubsae.chains import Chain, Cycle
 from hubsae.dashboard.build import Dashboard
 from hubsae.dashboard.page_data import Column, Pairs, Side
-from hubsae.errors import ConfigError
+from hubsae.errors import ConfigError, HubError, warn
 from hubsae.frames import Frame, stacked
 from hubsae.identity import Check
 from hubsae.lm import LanguageModel
@@ -40,7 +41,7 @@ class Alignment(StoredAlignment):
     def transfer(self, dictionary: Any = None, *, method: str | None = None, back: bool = False) -> Any:
         """A's dictionary (by default the aligned one) as one of B, usable there like any other; `back`: B's in A."""
         if dictionary is None:
-            dictionary = self._at_hand()[0][back]
+            dictionary = self._at_hand()[back]
         there, other = self.map_of(method, back), self.map_of(method, not back)
         target = self.sides[not back]
         found = transfer.moved(dictionary, there, other, target["site"], target["base_model"])
@@ -61,7 +62,7 @@ class Alignment(StoredAlignment):
 
         Adds the effects, and their numbers with those of stitching A's activations into B, to the alignment, so that
         they are published with it. Texts: fresh ones, or those of the alignment, of which the eval split is used.
-        Returns the numbers.
+        Returns the numbers by condition.
         """
         config = replace(config or CausalConfig(), **settings)
         (a, b), models = self._at_hand(), self._models()
@@ -76,9 +77,7 @@ class Alignment(StoredAlignment):
         ordered = {main: maps[main], **maps}
         numbers += transfer.stitched(models, sites, ordered, anchors, self.settings)
         self._add(rows, numbers)
-        added = stacked(numbers, kinds("metrics"))
-        shown = ("name", "method", "value", "lo", "hi", "null_mean", "n")
-        return Frame(added, f"{len(ids[0])} features of A in B, dose {config.dose:g} nats", shown)
+        return causal.by_condition(numbers, f"{len(ids[0])} features of A in B, dose {config.dose:g} nats")
 
     def _add(self, effects: list[dict[str, Any]], numbers: list[dict[str, Any]]) -> None:
         self.frames["effects"] = Frame(stacked(effects, kinds("effects")))
@@ -87,17 +86,27 @@ class Alignment(StoredAlignment):
         self.frames["metrics"] = Frame({n: np.concatenate([kept[n], new[n]]) for n in COLUMNS["metrics"]})
         self.metrics = aligning.summary(self.frames["metrics"])
 
-    def verify(self, texts: Any, *, max_anchors: int | None = None, progress: bool = False) -> Verification:
-        """Its numbers and its pairs on texts that it has not seen: which lie inside their published intervals."""
-        dictionaries, models = self._at_hand(), self._models()
-        anchors = self._anchors(dictionaries, models, texts, max_anchors=max_anchors)
-        every = replace(anchors, split=np.full_like(anchors.split, 2))
-        return verify_on(self, dictionaries, models, every, progress=progress)
+    def verify(
+        self, texts: Any, *, name: str | None = None, max_anchors: int | None = None, progress: bool = False
+    ) -> Verification:
+        """Its numbers and its pairs on texts that it has not seen: which lie inside their published intervals.
 
-    def _anchors(self, dictionaries: Any, models: Any, texts: Any, **changes: Any) -> AnchorSet:
+        With a `name` for the texts the outcome is noted in the alignment, and saved and published with it.
+        """
+        dictionaries, models = self._at_hand(), self._models()
+        anchors = self._anchors(dictionaries, models, texts, "eval", max_anchors=max_anchors)
+        found = verify_on(self, dictionaries, models, anchors, progress=progress)
+        if name is not None:
+            note = {"data": name, "date": datetime.now(UTC).date().isoformat(), **found.to_dict()}
+            self.config = replace(self.config, verified_by=(*self.config.verified_by, note))
+        return found
+
+    def _anchors(
+        self, dictionaries: Any, models: Any, texts: Any, split: str | None = None, **changes: Any
+    ) -> AnchorSet:
         own = self.config.anchors
         known = {name: own[name] for name in AnchorConfig.__dataclass_fields__ if name in own and name != "text_column"}
-        return aligning.anchors_of(dictionaries, models, texts, AnchorConfig(**{**known, **changes}))
+        return aligning.anchors_of(dictionaries, models, texts, AnchorConfig(**{**known, **changes}), split)
 
     def _at_hand(self) -> tuple[Any, Any]:
         if self.dictionaries is None:
@@ -194,7 +203,7 @@ def load_alignment(
     where = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     for i, (sae, side) in enumerate(zip(given, found.sides, strict=True)):
         if sae is None and side.get("repo_id"):
-            given[i] = load_sae(side["repo_id"], revision=side["revision"], subfolder=side["subfolder"], **where)
+            given[i] = _recorded(side, where)
         elif sae is not None and not isinstance(sae, BoundDictionary):
             given[i] = load_sae(sae, **where)
     if all(sae is not None for sae in given):
@@ -202,6 +211,15 @@ def load_alignment(
     elif model_a is not None or model_b is not None:
         raise ConfigError("the alignment names no repository of its dictionaries; give sae_a and sae_b too")
     return found
+
+
+def _recorded(side: dict[str, Any], where: dict[str, Any]) -> Any:
+    """The dictionary of a side from its repository and commit; None, with a warning, where it cannot be had."""
+    try:
+        return load_sae(side["repo_id"], revision=side["revision"], subfolder=side["subfolder"], **where)
+    except HubError as error:
+        warn(f"a dictionary of this alignment cannot be loaded, so it is bound to none: {error}")
+        return None
 
 
 def verify(alignment: Any, texts: Any, *, progress: bool = True, **load: Any) -> Verification:

@@ -47,15 +47,18 @@ class Verification(Shown):
         return float(np.mean(self.pairs["compatible"])) if len(self.pairs) else float("nan")
 
     def to_dict(self) -> dict[str, Any]:
-        """For `verified_by` in alignment.json."""
+        """For `verified_by` in alignment.json; None for the share of nothing."""
+        shares = {
+            "numbers_inside": self.share_inside,
+            "pairs_inside": self.share_of_pairs_inside,
+            "pairs_compatible": self.share_of_pairs_compatible,
+        }
         return {
             "n_anchors": self.n_anchors,
             "n_documents": self.n_documents,
             "numbers": len(self.numbers),
-            "numbers_inside": self.share_inside,
             "pairs": len(self.pairs),
-            "pairs_inside": self.share_of_pairs_inside,
-            "pairs_compatible": self.share_of_pairs_compatible,
+            **{name: None if np.isnan(share) else share for name, share in shares.items()},
         }
 
     def tables(self) -> list[Table]:

@@ -460,7 +460,7 @@ def test_activations_of_row_i_are_those_at_anchor_i():
     ("settings", "message"),
     [
         ({"rule": "word"}, "rule='word': expected one of end, word_end, exact_span"),
-        ({"fit_share": 0.0}, "fit_share=0.0, match_share=0.25: expected more than 0"),
+        ({"fit_share": 0.0}, "fit_share, match_share=(0.0, 0.25): expected more than 0"),
         ({"fit_share": 0.8, "match_share": 0.2}, "some left for eval"),
         ({"max_anchors": 0}, "max_anchors=0"),
         ({"skip_positions": -1}, "skip_positions=-1"),

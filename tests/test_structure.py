@@ -68,13 +68,17 @@ dashboard.live dashboard.server dashboard.space
 dashboard.methods
 api
 two_models
+pair_plots interventions
 demo.world
 demo.templates
 demo.atlas
 demo.judge
+demo.pair
 demo.run
+pair_config
+pair_run
 cli_options
-cli_features
+cli_features cli_pairs
 cli
 """
 LEVEL = {room: level for level, line in enumerate(ROOMS.split("\n")) for room in line.split()}

@@ -33,12 +33,27 @@ class Judge:
 
     def words(self) -> list[ConceptMatch]:
         """The best feature of every concept that the words carry often enough to judge, best first."""
+        return concepts.match_concepts(*self._words)
+
+    def of_features(self) -> list[ConceptMatch]:
+        """The concept that each feature tells best: of the word that it fires on, or of the one that comes next."""
+        values, carried, names, fit = self._words
+        following = np.zeros_like(carried)
+        following[:-1] = carried[1:]
+        following[self._last_words] = False
+        both = np.concatenate([carried, following], axis=1)
+        return concepts.concepts_of_features(values, both, [*names, *(f"next: {name}" for name in names)], fit)
+
+    @cached_property
+    def _words(self):
+        """Values of the features on words, which words carry which concept, the concepts' names, and what to fit on."""
         ends = [np.array([match.end() - 1 for match in _WORD.finditer(d.text)]) for d in self._read]
+        self._last_words = np.cumsum([len(e) for e in ends]) - 1
         values, fit = self._values(ends)
         names = list(atlas.concept_counts(self._documents))
         carried = atlas.concept_matrix(self._read, ends, names)
         common = np.flatnonzero(np.minimum(carried[fit].sum(axis=0), carried[~fit].sum(axis=0)) >= _RARE)
-        return concepts.match_concepts(values, carried[:, common], [names[i] for i in common], fit)
+        return values, carried[:, common], [names[i] for i in common], fit
 
     def sentences(self, concept: str, feature: int) -> ConceptMatch:
         """How well one feature tells the sentences in which a concept begins."""

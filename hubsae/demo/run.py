@@ -1,4 +1,4 @@
-"""`hubsae demo`: the main job on the embedded model of an invented atlas, offline, judged against known truth."""
+"""`hubsae demo`: the main job on the embedded models of an invented atlas, offline, judged against known truth."""
 
 import time
 from collections.abc import Callable
@@ -11,12 +11,16 @@ from hubsae.backend import describe
 from hubsae.concepts import ConceptMatch
 from hubsae.demo import atlas
 from hubsae.demo.judge import Judge
+from hubsae.demo.pair import FoundPairs, run_pair
 from hubsae.tables import Table
 
 MODELS = ("atlas-llama", "atlas-neox")
-LAYERS = (0, 2)
+LAYERS = (0, 2, 3)
+CIRCUIT = (0, 2)
+ALIGNED = 3  # layer of both models
 TRAINING = SAEConfig(expansion_factor=8, k=16)  # the atlas has some 480 concepts, few of them in one word
 N_DOCUMENTS = 8_000
+DATA = "the demo's invented atlas"
 N_ANALYSED = 2_000
 EXAMPLES = (
     "Paris is the capital of France.",
@@ -36,7 +40,8 @@ FOILS = (" Berlin", " Rome", " Madrid", " Tokyo", " Oslo", " Cairo")
 @dataclass(frozen=True)
 class Found:
     """What the demo found: the SAEs by layer; of the first one the concept matches, and the three best features found
-    by examples; the probabilities of Paris' and Berlin's first tokens before and after steering, and the circuit."""
+    by examples; the probabilities of Paris' and Berlin's first tokens before and after steering, the circuit, and the
+    pairs with the other model."""
 
     saes: dict[int, SAE]
     matches: list[ConceptMatch]
@@ -44,6 +49,7 @@ class Found:
     steered: dict[str, tuple[float, float]]
     continuation: str
     circuit: Circuit
+    pairs: FoundPairs
 
 
 def load_model(name: str = "atlas-llama") -> InterpretableModel:
@@ -59,13 +65,11 @@ def run(out: str | Path, say: Callable[[str], None]) -> Found:
     model = load_model()
     say(f"{model!r}\n{PROMPT!r} -> {model.generate(PROMPT, max_tokens=6)!r}\n")
     texts = [document.text for document in atlas.generate(N_DOCUMENTS, seed=7)]
-    trained = model.train_sae(
-        LAYERS, texts, "residual", config=TRAINING, save_path=out, dataset_name="the demo's invented atlas"
-    )
+    trained = model.train_sae(LAYERS, texts, "residual", config=TRAINING, save_path=out, dataset_name=DATA)
     saes: dict[int, SAE] = dict(zip(LAYERS, trained, strict=True))
     for layer, sae in saes.items():
         _say_fidelity(layer, sae, say)
-        sae.feature_statistics(texts[:N_ANALYSED], dataset_name="the demo's invented atlas")
+        sae.feature_statistics(texts[:N_ANALYSED], dataset_name=DATA)
         sae.save(Path(out, f"layers.{layer}.residual"))
     sae, judge = saes[LAYERS[0]], Judge(saes[LAYERS[0]], model)
     matches = judge.words()
@@ -79,15 +83,20 @@ def run(out: str | Path, say: Callable[[str], None]) -> Found:
             f"(precision {match.precision:.2f}, recall {match.recall:.2f})"
         )
     steered, continuation = _steer(sae, model, say)
-    circuit = find_feature_circuits(model, saes, *LAYERS, PROMPTS, top_k=12, foils=FOILS)
-    say(f"\nFrom which features of layer {LAYERS[0]} does {circuit.answers[0]!r} (Paris) come, by layer {LAYERS[1]}?")
+    circuit = find_feature_circuits(model, {n: saes[n] for n in CIRCUIT}, *CIRCUIT, PROMPTS, top_k=12, foils=FOILS)
+    say(f"\nFrom which features of layer {CIRCUIT[0]} does {circuit.answers[0]!r} (Paris) come, by layer {CIRCUIT[1]}?")
     say(str(circuit))
     site = sae.export_dashboard(Path(out, "dashboard"), texts=EXAMPLES, circuits=[circuit])
     say(f"\nto look at all of it in a browser, without a network: {site / 'index.html'}")
     again = load_sae(Path(out, f"layers.{LAYERS[0]}.residual"), model=model, check="strict")
     say(f"\nwritten to {Path(out).resolve()}, each with its card (README.md), and loaded back: {again!r}")
+    other = load_model(MODELS[1])
+    sae_b = other.train_sae(ALIGNED, texts, "residual", config=TRAINING, dataset_name=DATA, seed=1)
+    sae_b.feature_statistics(texts[:N_ANALYSED], dataset_name=DATA)
+    sae_b.save(Path(out, f"{MODELS[1]}-layers.{ALIGNED}.residual"))
+    pairs = run_pair(Path(out), (saes[ALIGNED], sae_b), (model, other), say, DATA)
     say(f"{time.time() - started:.0f} s in all")
-    return Found(saes, matches, matched, steered, continuation, circuit)
+    return Found(saes, matches, matched, steered, continuation, circuit, pairs)
 
 
 def _say_fidelity(layer: int, sae: SAE, say: Callable[[str], None]) -> None:
