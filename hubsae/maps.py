@@ -1,14 +1,18 @@
 """Linear maps between the activations of two models, from their joint moments."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.linalg
 
+from hubsae import threads
 from hubsae.errors import ConfigError, DataError
 from hubsae.joint_moments import JointMoments
 
 METHODS = ("procrustes", "ridge", "svcca")
+_SMALL = 2048  # columns
 _PENALTIES = tuple(10.0**e for e in range(-6, 2))
 
 
@@ -51,10 +55,16 @@ class Procrustes:
     rho: float
 
 
+def _calm(moments: JointMoments) -> AbstractContextManager[Any]:
+    """A context with one BLAS thread where the matrices are small."""
+    return threads.alone_if(moments.p + moments.q < _SMALL)
+
+
 def procrustes_fit(moments: JointMoments) -> Procrustes:
     """Rotation (p, q), scale and rho, by the SVD of x'y."""
     xx, yy, xy = moments.scatters()
-    u, s, vt = scipy.linalg.svd(xy, full_matrices=False, lapack_driver="gesdd")
+    with _calm(moments):
+        u, s, vt = scipy.linalg.svd(xy, full_matrices=False, lapack_driver="gesdd")
     total, width, length = float(s.sum()), float(np.trace(xx)), float(np.trace(yy))
     if width <= 0 or length <= 0:
         raise DataError("one side's activations are the same at all anchors, so there is nothing to map")
@@ -74,21 +84,24 @@ def ridge(moments: JointMoments, penalty: float) -> LinearMap:
     ballast = penalty * np.trace(xx) / p
     if not ballast > 0:
         raise DataError("x is the same at all anchors, or the penalty is not positive: no ridge map")
-    matrix = scipy.linalg.solve(xx + ballast * np.eye(p), xy, assume_a="pos")
+    with _calm(moments):
+        matrix = scipy.linalg.solve(xx + ballast * np.eye(p), xy, assume_a="pos")
     return LinearMap(matrix, moments.mean_x, moments.mean_y)
 
 
 def best_penalty(fit: JointMoments, other: JointMoments) -> float:
     """The penalty of ridge, a power of ten, whose map fitted on `fit` explains most of `other`."""
     xx, _, xy = fit.scatters()
-    values, vectors = scipy.linalg.eigh(xx)
+    with _calm(fit):
+        values, vectors = scipy.linalg.eigh(xx)
     turned, mean = vectors.T @ xy, max(float(values.mean()), 1e-300)
 
     def explained(penalty: float) -> float:
         matrix = vectors @ (turned / (values + penalty * mean)[:, None])
         return r2(LinearMap(matrix, fit.mean_x, fit.mean_y), other)
 
-    return max(_PENALTIES, key=explained)
+    with _calm(fit):
+        return max(_PENALTIES, key=explained)
 
 
 def whitener(scatter: np.ndarray, keep: float = 1.0) -> np.ndarray:
@@ -124,8 +137,9 @@ class CanonicalDirections:
 def canonical(moments: JointMoments, keep: float = 1.0) -> CanonicalDirections:
     """CCA; with `keep` < 1 of the principal directions that hold such a share (SVCCA, Raghu et al. 2017)."""
     xx, yy, xy = moments.scatters()
-    wx, wy = whitener(xx, keep), whitener(yy, keep)
-    u, rho, vt = scipy.linalg.svd(wx.T @ xy @ wy, full_matrices=False)
+    with _calm(moments):
+        wx, wy = whitener(xx, keep), whitener(yy, keep)
+        u, rho, vt = scipy.linalg.svd(wx.T @ xy @ wy, full_matrices=False)
     return CanonicalDirections(wx @ u, wy @ vt.T, np.minimum(rho, 1.0), (wx.shape[1], wy.shape[1]))
 
 

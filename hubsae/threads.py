@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from itertools import pairwise
 from queue import Full, Queue
@@ -89,6 +90,11 @@ _alone = Shared(_limit)
 def alone() -> Shared:
     """A context in which OpenBLAS has one thread, so that ours have the cores."""
     return _alone
+
+
+def alone_if(small: bool) -> AbstractContextManager[Any]:
+    """`alone` for factorisations of small matrices, which other threads only slow down; else nothing."""
+    return alone() if small else nullcontext()
 
 
 def product(x: np.ndarray, W: np.ndarray, out: np.ndarray) -> np.ndarray:
