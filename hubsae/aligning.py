@@ -9,7 +9,7 @@ import numpy as np
 
 from hubsae import map_quality, maps
 from hubsae.align_config import AlignConfig
-from hubsae.alignment import AlignmentConfig, record
+from hubsae.alignment import AlignmentConfig, StoredAlignment, record
 from hubsae.anchors import RULE_VERSION, AnchorConfig, AnchorSet, read_anchors
 from hubsae.dictionary import Dictionary
 from hubsae.errors import ConfigError, DataError
@@ -95,6 +95,21 @@ def anchors_of(
         asked = replace(own, context_size=config.context_size or own.context_size)
         contexts.append(asked.context_for(model.max_positions))
     return read_anchors(texts, [model.tokenizer for model in models], config, contexts, split)
+
+
+def at_hand(alignment: StoredAlignment) -> tuple[tuple[Any, Any], tuple[LanguageModel, LanguageModel]]:
+    """The dictionaries and the models of an alignment; `ConfigError` where it is bound to none."""
+    if alignment.dictionaries is None or alignment.models is None:
+        what = "dictionaries" if alignment.dictionaries is None else "models"
+        raise ConfigError(f"the aligned {what} are not at hand; bind(sae_a, sae_b, model_a, model_b) gives them")
+    return alignment.dictionaries, alignment.models
+
+
+def recorded_anchors(alignment: StoredAlignment, texts: Any, split: str | None = None, **changes: Any) -> AnchorSet:
+    """The anchors of other texts by the rule of an alignment, divided as its own, or all in one `split`."""
+    own, (dictionaries, models) = alignment.config.anchors, at_hand(alignment)
+    known = {name: own[name] for name in AnchorConfig.__dataclass_fields__ if name in own and name != "text_column"}
+    return anchors_of(dictionaries, models, texts, AnchorConfig(**{**known, **changes}), split)
 
 
 def describe_anchors(anchors: AnchorSet, observed: Observed) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import numpy as np
 
 from hubsae import aligning, vectorised
 from hubsae.alignment import Pair, StoredAlignment
-from hubsae.anchors import AnchorConfig, AnchorSet
 from hubsae.causal import CausalConfig, Effects, Steered, chosen_chunks, conditions
 from hubsae.errors import ConfigError
 from hubsae.frames import Frame
@@ -70,13 +69,12 @@ def steer_both(
     config = CausalConfig(n_anchors=n_anchors, seed=alignment.settings.seed, dose=default)
     if alpha is not None and (dose is not None or not np.isfinite(alpha) or alpha == 0):
         raise ConfigError(f"alpha={alpha}, dose={dose}: expected one of them, and an alpha other than 0")
-    if alignment.dictionaries is None or alignment.models is None:
-        raise ConfigError("the aligned models are not at hand; bind(sae_a, sae_b, model_a, model_b) gives them")
+    models = aligning.at_hand(alignment)[1]
     partner = alignment.partner(feature)
     row = alignment.frames["features_a"].row(int(feature))
     best = partner.feature_b if partner else row["best_partner"] if row["best_partner"] >= 0 else None
-    anchors = _anchors(alignment, texts)
-    chunks, models = chosen_chunks(anchors, config.n_anchors, config.seed), alignment.models
+    anchors = aligning.recorded_anchors(alignment, texts).of("eval")
+    chunks = chosen_chunks(anchors, config.n_anchors, config.seed)
     tokens = shared_tokens(models)
     steered = [
         Steered(model, Site.parse(side["site"]), [chunk.of(m) for chunk in chunks], ids)
@@ -104,14 +102,6 @@ def steer_both(
         f"whatever is added counts too: of {_RANDOM} random directions the highest is {chance:.3f}.",
     )
     return Intervention(int(feature), row["fate"], partner, best, frame, chance, n, len(tokens[0]))
-
-
-def _anchors(alignment: StoredAlignment, texts: Any) -> AnchorSet:
-    assert alignment.dictionaries is not None
-    assert alignment.models is not None
-    own = alignment.config.anchors
-    known = {name: own[name] for name in AnchorConfig.__dataclass_fields__ if name in own and name != "text_column"}
-    return aligning.anchors_of(alignment.dictionaries, alignment.models, texts, AnchorConfig(**known)).of("eval")
 
 
 def _directions(alignment: StoredAlignment, feature: int, best: int | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -10,7 +10,6 @@ import numpy as np
 from hubsae import aligning, causal, chains, transfer
 from hubsae.align_config import AlignConfig
 from hubsae.alignment import StoredAlignment
-from hubsae.anchors import AnchorConfig, AnchorSet
 from hubsae.api import BoundDictionary, as_model, load_sae
 from hubsae.causal import CausalConfig
 from hubsae.chains import Chain, Cycle
@@ -19,7 +18,6 @@ from hubsae.dashboard.page_data import Column, Pairs, Side
 from hubsae.errors import ConfigError, HubError, warn
 from hubsae.frames import Frame, stacked
 from hubsae.identity import Check
-from hubsae.lm import LanguageModel
 from hubsae.pair_tables import COLUMNS, kinds
 from hubsae.sites import Site
 from hubsae.sparse import as_numpy
@@ -41,7 +39,7 @@ class Alignment(StoredAlignment):
     def transfer(self, dictionary: Any = None, *, method: str | None = None, back: bool = False) -> Any:
         """A's dictionary (by default the aligned one) as one of B, usable there like any other; `back`: B's in A."""
         if dictionary is None:
-            dictionary = self._at_hand()[back]
+            dictionary = self._dictionaries()[back]
         there, other = self.map_of(method, back), self.map_of(method, not back)
         target = self.sides[not back]
         found = transfer.moved(dictionary, there, other, target["site"], target["base_model"])
@@ -65,8 +63,8 @@ class Alignment(StoredAlignment):
         Returns the numbers by condition.
         """
         config = replace(config or CausalConfig(), **settings)
-        (a, b), models = self._at_hand(), self._models()
-        anchors = self._anchors((a, b), models, texts).of("eval")
+        (a, b), models = aligning.at_hand(self)
+        anchors = aligning.recorded_anchors(self, texts).of("eval")
         pairs = self.pairs.sorted_by("corr_match").where(np.arange(min(config.n_features, len(self.pairs))))
         ids = pairs["feature_a"], pairs["feature_b"]
         decoders = as_numpy(a.W_dec).astype(np.float64), as_numpy(b.W_dec).astype(np.float64)
@@ -93,39 +91,25 @@ class Alignment(StoredAlignment):
 
         With a `name` for the texts the outcome is noted in the alignment, and saved and published with it.
         """
-        dictionaries, models = self._at_hand(), self._models()
-        anchors = self._anchors(dictionaries, models, texts, "eval", max_anchors=max_anchors)
+        dictionaries, models = aligning.at_hand(self)
+        anchors = aligning.recorded_anchors(self, texts, "eval", max_anchors=max_anchors)
         found = verify_on(self, dictionaries, models, anchors, progress=progress)
         if name is not None:
             note = {"data": name, "date": datetime.now(UTC).date().isoformat(), **found.to_dict()}
             self.config = replace(self.config, verified_by=(*self.config.verified_by, note))
         return found
 
-    def _anchors(
-        self, dictionaries: Any, models: Any, texts: Any, split: str | None = None, **changes: Any
-    ) -> AnchorSet:
-        own = self.config.anchors
-        known = {name: own[name] for name in AnchorConfig.__dataclass_fields__ if name in own and name != "text_column"}
-        return aligning.anchors_of(dictionaries, models, texts, AnchorConfig(**{**known, **changes}), split)
-
-    def _at_hand(self) -> tuple[Any, Any]:
+    def _dictionaries(self) -> tuple[Any, Any]:
         if self.dictionaries is None:
-            raise ConfigError(
-                "the aligned dictionaries are not at hand; bind(sae_a, sae_b, model_a, model_b) gives them"
-            )
+            raise ConfigError("the aligned dictionaries are not at hand; bind(sae_a, sae_b) gives them")
         return self.dictionaries
-
-    def _models(self) -> tuple[LanguageModel, LanguageModel]:
-        if self.models is None:
-            raise ConfigError("the aligned models are not at hand; bind(sae_a, sae_b, model_a, model_b) gives them")
-        return self.models
 
     def make_dashboard(self, title: str | None = None) -> Dashboard:
         """A site of both dictionaries in which the pairs stand beside each other: `.write(folder)` writes it.
 
         Needs what is known of their features (`feature_statistics`).
         """
-        sides = [Side.of(dictionary, dictionary.features) for dictionary in self._at_hand()]
+        sides = [Side.of(dictionary, dictionary.features) for dictionary in self._dictionaries()]
         if sides[0].name == sides[1].name:
             sides = [replace(side, name=f"{side.name} ({which})") for side, which in zip(sides, "AB", strict=True)]
         pairs = self.pairs

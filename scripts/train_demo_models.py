@@ -364,11 +364,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
     parser.add_argument("--documents", type=int, default=120_000, help="size of the training corpus")
     parser.add_argument("--out", type=Path, default=MODELS)
+    parser.add_argument("--without", choices=atlas.TOPICS, help="a topic to leave out of everything; writes no card")
     arguments = parser.parse_args()
+    if arguments.without and arguments.out == MODELS:
+        parser.error("--without makes other models than the demo's; give --out")
+    topics = [topic for topic in atlas.TOPICS if topic != arguments.without]
     print("writing the corpus", flush=True)
-    corpus = [document.text for document in atlas.generate(arguments.documents, seed=TRAIN_SEED)]
-    held_out = atlas.generate(2000, seed=HELD_OUT_SEED)
-    sample = [document.text for document in atlas.generate(5000, seed=TOKENIZER_SEED)]
+    corpus = [document.text for document in atlas.generate(arguments.documents, seed=TRAIN_SEED, topics=topics)]
+    held_out = atlas.generate(2000, seed=HELD_OUT_SEED, topics=topics)
+    sample = [document.text for document in atlas.generate(5000, seed=TOKENIZER_SEED, topics=topics)]
     for name, recipe in RECIPES.items():
         if arguments.only not in (None, name):
             continue
@@ -392,7 +396,8 @@ def main() -> None:
         }
         (folder / "training.json").write_text(json.dumps(result, indent=2) + "\n")
         print(*result["failures"], sep="\n", flush=True)
-    print(write_card(arguments.out))
+    if not arguments.without:
+        print(write_card(arguments.out))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,22 @@ def test_ablating_the_circuit_from_country_to_capital_changes_the_answer_and_cha
     assert country & set(circuit.sources)
 
 
+def test_features_of_the_other_model_mean_and_do_the_same_beyond_every_control(demo):
+    """The gates: concepts that the matcher never saw, effects of steering, more than the word, controls at chance."""
+    found, said = demo[0].pairs, demo[2]
+    al = found.alignment
+    assert found.agreement.n >= 10
+    assert found.agreement.share >= 0.7 > 5 * found.agreement.shuffled
+    value = lambda name, method: al.metric(name, method)["value"]  # noqa: E731
+    assert value("context_excess", "ridge") >= 0.10
+    assert value("causal_auc", "ridge") >= 0.8  # 0.85 and more over 64 features; here 32 of fewer places
+    assert value("causal_retrieval_at_1", "ridge") >= 5 / 32
+    for control in ("random direction", "rotated map"):
+        assert 0.35 <= value("causal_auc", control) <= 0.65
+    assert found.pairs_inside > 0.7
+    assert "mean the same?" in said
+
+
 def test_matching_finds_planted_concepts_and_scores_them_on_other_units():
     rng = np.random.default_rng(0)
     carried = rng.random((4000, 3)) < 0.1
