@@ -5,11 +5,13 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from hubsae import map_quality, maps
 from hubsae.align_config import AlignConfig
-from hubsae.alignment import AlignmentConfig, StoredAlignment, record
+from hubsae.alignment import StoredAlignment
+from hubsae.alignment_config import AlignmentConfig, record
 from hubsae.anchors import RULE_VERSION, AnchorConfig, AnchorSet, read_anchors
 from hubsae.dictionary import Dictionary
 from hubsae.errors import ConfigError, DataError
@@ -41,6 +43,8 @@ def align_dictionaries(
     """(config, maps, tables): read texts with both models at their anchors, fit maps, match, judge held out."""
     for side in sides:
         site_of(side)
+        if bad := [name for name, array in side.arrays().items() if not mx.all(mx.isfinite(array)).item()]:
+            raise DataError(f"{side.label}: {', '.join(bad)} holds NaN or infinity")
     anchors = anchors_of(sides, models, texts, anchor_config)
     observed = observe(sides, models, anchors, eval_rows=config.eval_rows, seed=config.seed, progress=progress)
     if len(observed.rows) < 10:
@@ -61,8 +65,8 @@ def align_dictionaries(
         "metrics": Frame(stacked(numbers, kinds("metrics"))),
     }
     recorded = AlignmentConfig(
-        record(sides[0]),
-        record(sides[1]),
+        record(sides[0], models[0].identity),
+        record(sides[1], models[1].identity),
         asdict(config),
         describe_anchors(anchors, observed),
         paired.thresholds,
@@ -185,6 +189,8 @@ def _measure_pairs(observed: Observed, paired: Paired, config: AlignConfig) -> l
     }
     values = {"mean_corr_eval": corr, "share_above_half": corr > 0.5, "above_within_word": beats}
     values["invariance"] = pairs["invariance"][confirmed]
+    every = np.nan_to_num(pairs["corr_eval"])
+    out.append(measured("mean_corr_chosen", float(every.mean()) if len(every) else float("nan"), n=len(every), **known))
     for name, column in values.items():
         column = np.asarray(column, np.float64)
         row: dict[str, Any] = {"n": len(column), **known}
@@ -194,7 +200,7 @@ def _measure_pairs(observed: Observed, paired: Paired, config: AlignConfig) -> l
             )
             row |= {"lo": low, "hi": high}
             if name in nulls:
-                what = "shuffled within words" if name == "above_within_word" else "99 % quantile of moved documents"
+                what = "shuffled within words" if name == "above_within_word" else "99 % quantile of moved rows"
                 row |= {"null_name": what, "null_mean": float(np.mean(nulls[name]))}
         out.append(measured(name, float(column.mean()) if len(column) else float("nan"), **row))
     ids = pairs["feature_a"][confirmed], pairs["feature_b"][confirmed]

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -10,125 +9,33 @@ import mlx.core as mx
 import numpy as np
 
 from hubsae.align_config import AlignConfig
-from hubsae.anchors import AnchorConfig
+from hubsae.alignment_config import AlignmentConfig
 from hubsae.causal import CAUSAL_MEASURES, CONTROLS
 from hubsae.dictionary import Dictionary
 from hubsae.errors import ArtifactError, CompatibilityError, ConfigError, DataError, warn
 from hubsae.frames import Frame, read_frame
 from hubsae.hub import Artifact
-from hubsae.hub_client import library_version
 from hubsae.identity import BaseModel, Check, check_policy
 from hubsae.map_quality import MEASURES
 from hubsae.maps import LinearMap
 from hubsae.pair_tables import COLUMNS, TABLES, kinds
 from hubsae.pairing import FATES
-from hubsae.sites import Site
 from hubsae.sparse import as_numpy
 from hubsae.store import ALIGNMENT, MAP
-from hubsae.survey import fingerprint, same_marks
+from hubsae.survey import same_marks
 
-FORMAT_VERSION = 1
 _MISSING_NULLS = ("corr_docshift_q99", "corr_withinword_q99", "p", "q_bh")
 
 _PAIRS_SHOWN = ("feature_a", "feature_b", "corr_eval", "corr_eval_lo", "corr_eval_hi", "cos_map", "mutual", "q_bh")
 
 
 class Pair(NamedTuple):
-    """Two features that belong together; `correlation` of their activations on documents that chose nothing."""
+    """Two features that belong together; `correlation` of their activations on documents that proposed no pairs."""
 
     feature_a: int
     feature_b: int
     correlation: float
     interval: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class AlignmentConfig:
-    """What an alignment is: the content of its alignment.json.
-
-    a, b: the dictionaries, as `record` describes them. settings: of `AlignConfig`. anchors: the rule, its version, how
-    many there are, and a digest from which anyone can tell whether a rebuilt set is the same. thresholds: how they came
-    out. data: what the texts are called.
-    """
-
-    a: dict
-    b: dict
-    settings: dict
-    anchors: dict
-    thresholds: dict
-    data: str | None = None
-    verified_by: tuple[dict, ...] = ()
-    created: str | None = None
-    format_version: int = FORMAT_VERSION
-    library_name: str = "hubsae"
-    library_version: str = field(default_factory=library_version)
-
-    def __post_init__(self):
-        object.__setattr__(self, "verified_by", tuple(self.verified_by))
-        names = ("a", "b", "settings", "anchors", "thresholds")
-        if not all(isinstance(part, dict) for part in (*(getattr(self, n) for n in names), *self.verified_by)):
-            raise ConfigError(f"{', '.join(names)} and all of verified_by: expected objects")
-        for side in (self.a, self.b):
-            _check_side(side)
-        AlignConfig(**self.settings)
-        AnchorConfig(**{n: self.anchors[n] for n in AnchorConfig.__dataclass_fields__ if n in self.anchors})
-
-    @classmethod
-    def from_dict(cls, data: dict) -> "AlignmentConfig":
-        """From an alignment.json; raises `ArtifactError` for what is not ours or too new."""
-        version = data.get("format_version")
-        if data.get("library_name") != "hubsae" or not isinstance(version, int):
-            raise ArtifactError("alignment.json was not written by hubsae")
-        if version > FORMAT_VERSION:
-            raise ArtifactError(
-                f"written in format {version} by hubsae {data.get('library_version')}; this version reads up to format "
-                f"{FORMAT_VERSION}. Run: pip install -U hubsae"
-            )
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(data) - known):
-            raise ArtifactError(f"alignment.json: unknown entries {', '.join(unknown)}")
-        try:
-            return cls(**data)
-        except (TypeError, ValueError, KeyError) as error:
-            raise ArtifactError(f"alignment.json: {error}") from error
-
-
-def _check_side(side: dict) -> None:
-    """Raise `ConfigError` for a side that no dictionary can be compared with."""
-    kinds = {"site": str, "sparsity": dict, "fingerprint": dict, "base_model": dict, "width": int, "n_features": int}
-    texts = ("repo_id", "revision", "subfolder")
-    for name, kind in {**kinds, **{name: str for name in texts if side.get(name) is not None}}.items():
-        if not isinstance(side.get(name), kind) or isinstance(side[name], bool):
-            raise ConfigError(f"{name}={str(side.get(name))[:80]!r}: expected {kind.__name__}")
-    if min(side["width"], side["n_features"]) < 1:
-        raise ConfigError(f"width={side['width']}, n_features={side['n_features']}: expected positive numbers")
-    if side.get("repo_id") and not side.get("revision"):
-        raise ConfigError(f"{side['repo_id'][:80]}: the repository of a dictionary without its commit")
-    for name, marks in side["fingerprint"].items():
-        if not isinstance(marks, list) or not all(isinstance(value, int | float) for value in marks):
-            raise ConfigError(f"fingerprint, {str(name)[:80]}: expected a list of numbers")
-    Site.parse(side["site"])
-    BaseModel.from_dict(side["base_model"])
-
-
-def record(dictionary: Dictionary) -> dict[str, Any]:
-    """What an alignment keeps of a dictionary: where it is, what it reads, how to recognise it."""
-    c, source = dictionary.config, dictionary.source
-    on_hub = source is not None and source.revision is not None
-    numbers = {name: dictionary.metrics.get(name) for name in ("fvu", "l0", "dead_share")}
-    return {
-        "repo_id": source.access["repo_id"] if source is not None and on_hub else None,
-        "revision": source.revision if source is not None and on_hub else None,
-        "subfolder": source.access.get("subfolder") if source is not None and on_hub else None,
-        "site": c.reads[0],
-        "width": c.d_in,
-        "n_features": c.n_features,
-        "sparsity": c.sparsity,
-        "fingerprint": fingerprint(dictionary),
-        "base_model": dictionary.base_model.to_dict(),
-        "tokens": c.tokens,
-        "metrics": {name: value for name, value in numbers.items() if isinstance(value, int | float)},
-    }
 
 
 class StoredAlignment(Artifact, tags=["mechanistic-interpretability", "hubsae-alignment"]):
@@ -238,7 +145,10 @@ class StoredAlignment(Artifact, tags=["mechanistic-interpretability", "hubsae-al
     def map(self, x: Any, *, method: str | None = None, back: bool = False) -> mx.array:
         """(..., width of A) activations -> (..., width of B), or with `back` the other way."""
         there = self.map_of(method, back)
-        rows = as_numpy(x.astype(mx.float32)) if isinstance(x, mx.array) else np.asarray(x, np.float32)
+        try:
+            rows = as_numpy(x.astype(mx.float32)) if isinstance(x, mx.array) else np.asarray(x, np.float32)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{type(x).__name__}: expected activations (..., {len(there.mean_x)})") from error
         return mx.array(there(rows))
 
     def map_of(self, method: str | None = None, back: bool = False) -> LinearMap:
@@ -337,12 +247,20 @@ class StoredAlignment(Artifact, tags=["mechanistic-interpretability", "hubsae-al
         pairs = self.frames["pairs"]
         for (column, size), side in zip(sizes.items(), "ab", strict=True):
             ids, table = pairs[column][pairs["confirmed"]], self.frames[f"features_{side}"]
+            best, others = table["best_partner"], self.sides[side == "a"]["n_features"]
+            if len(best) and not -1 <= best.min() <= best.max() < others:
+                raise ArtifactError(f"features_{side}.parquet, best_partner: expected -1 to {others - 1}")
             if len(np.unique(ids)) != len(ids):
                 raise ArtifactError(f"pairs.parquet, {column}: a feature has several confirmed partners")
             if not np.array_equal(table["index"], np.arange(size)):
                 raise ArtifactError(f"features_{side}.parquet: expected one row for each feature from 0 to {size - 1}")
             if unknown := sorted({str(fate) for fate in table["fate"]} - set(FATES)):
                 raise ArtifactError(f"features_{side}.parquet: unknown fates {', '.join(unknown)}"[:200])
+
+        for name in ("corr_eval", "corr_match", "cos_map", "corr_eval_lo", "corr_eval_hi", "p", "q_bh", "invariance"):
+            values = pairs[name][~np.isnan(pairs[name])]
+            if len(values) and np.abs(values).max() > 1 + 1e-5:
+                raise ArtifactError(f"pairs.parquet, {name}: {np.abs(values).max():g}, expected at most 1")
 
     def check_nulls(self) -> None:
         """Raise `ArtifactError` where pairs or metrics stand there without what chance would give."""

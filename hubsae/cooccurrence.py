@@ -12,6 +12,7 @@ from hubsae.matching import Block
 
 _VALUES_AT_ONCE = 1 << 25
 _PAIRS_AT_ONCE = 2048
+_FEWEST_DOCUMENTS = 10
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,11 @@ class PairSums:
         return r[0] if weights is None else r
 
     def intervals(self, n_draws: int, seed: int, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-        """(m,) ends of percentile intervals when documents are drawn anew; nan where it is never defined."""
+        """(m,) ends of percentile intervals when documents are drawn anew; nan with fewer than 10 of them, and where a
+        correlation is rarely defined."""
         documents = len(self.n)
+        if documents < _FEWEST_DOCUMENTS:
+            return np.full(self.ab.shape[1], np.nan), np.full(self.ab.shape[1], np.nan)
         w = np.random.default_rng(seed).multinomial(documents, np.full(documents, 1 / documents), size=n_draws)
         low, high = (np.full(self.ab.shape[1], np.nan) for _ in range(2))
         tail = 100 * (1 - level) / 2

@@ -43,7 +43,8 @@ class BaseModel:
     """What is known of a language model.
 
     `files` maps the names of config, tokenizer and weight files to the git blob ids that this content has on the Hub:
-    one id where it is known, two (as regular and as LFS file) where it was computed from a local folder.
+    one id where it is known, two (as regular and as LFS file) where it was computed from a local folder. `random_seed`:
+    of the weights of a model that was never trained.
     """
 
     repo_id: str | None = None
@@ -57,6 +58,7 @@ class BaseModel:
     quantization: dict | None = None
     dtype: str | None = None
     files: dict[str, list[str]] = field(default_factory=dict)
+    random_seed: int | None = None
 
     @classmethod
     def from_dict(cls, data: dict | None) -> "BaseModel":
@@ -109,6 +111,9 @@ def compare(recorded: BaseModel, found: BaseModel) -> list[Difference]:
     if both_known and not _same_quantization(recorded.quantization, found.quantization):
         a, b = (_quantization(q) for q in (recorded.quantization, found.quantization))
         out.append(Difference("quantisation", a, b, "warning"))
+    if both_known and recorded.random_seed != found.random_seed:
+        a, b = ("trained" if m.random_seed is None else f"random (seed {m.random_seed})" for m in (recorded, found))
+        out.append(Difference("weights", a, b, "warning"))
     out += _compare_files(recorded.files, found.files)
     note("repository", recorded.repo_id, found.repo_id, "warning")
     note("commit", recorded.revision, found.revision, "silent")

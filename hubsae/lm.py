@@ -48,6 +48,7 @@ class LanguageModel:
         self.checkpoint: lm_files.Checkpoint | None = None
         self._config: dict = {}
         self._other_widths: dict[Site, int] = {}
+        self._random_seed: int | None = None
         if isinstance(source, str | Path):
             if tokenizer is not None:
                 raise ConfigError("a tokenizer only goes with a model object; a repository or folder brings its own")
@@ -74,7 +75,9 @@ class LanguageModel:
         fresh = type(self.model)(args)
         fresh.set_dtype(mx.float32)
         mx.eval(fresh.parameters())
-        return type(self)((fresh, self.tokenizer))
+        found = type(self)((fresh, self.tokenizer))
+        found._random_seed = seed
+        return found
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.identity.label}, {self.n_layers} layers of width {self.hidden_size})"
@@ -143,6 +146,7 @@ class LanguageModel:
             else None,
             dtype=config.get("torch_dtype") or config.get("dtype"),
             files=identity.model_files(checkpoint.folder) if checkpoint else {},
+            random_seed=self._random_seed,
         )
 
     def run(

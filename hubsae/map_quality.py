@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import scipy.sparse
 import scipy.special
@@ -14,6 +15,7 @@ from hubsae.dictionary import Dictionary
 from hubsae.joint_moments import JointMoments
 from hubsae.maps import LinearMap
 from hubsae.paired_rows import Observed, Rows
+from hubsae.sparse import as_numpy
 
 MEASURES: dict[str, str] = {
     "r2": "share of B's variance at held-out anchors that the mapped activations of A explain, against the mean",
@@ -31,6 +33,7 @@ MEASURES: dict[str, str] = {
     "ev_round_trip": "explained variance of the two maps alone, there and back",
     "matched_share": "share of the features that fire often enough which have a confirmed partner",
     "above_within_word": "share of the confirmed pairs whose correlation beats 99 % of shuffles within words",
+    "mean_corr_chosen": "mean held-out correlation of all pairs that were chosen, confirmed or not",
     "mean_corr_eval": "mean held-out correlation of the confirmed pairs",
     "share_above_half": "share of the confirmed pairs whose held-out correlation is above 0.5",
     "invariance": "mean share of refits on documents drawn anew that find a pair again",
@@ -79,7 +82,7 @@ def measure_map(rows: Rows, map_: LinearMap, config: AlignConfig, known: dict) -
     value, low, high = _explained(rows, map_, config)
     nulls = _shifted_r2(rows, map_, config.n_shifts, rng)
     p = (1 + int((nulls >= value).sum())) / (1 + len(nulls))
-    null = {"null_name": "documents moved on", "null_mean": nulls.mean(), "null_q95": np.quantile(nulls, 0.95), "p": p}
+    null = {"null_name": "rows moved on", "null_mean": nulls.mean(), "null_q95": np.quantile(nulls, 0.95), "p": p}
     out = [measured("r2", value, lo=low, hi=high, n=len(rows), **known, **null)]
     out += _within_words(rows, map_, config, rng, known)
     return [*out, _retrieval(rows, map_, config, rng, known)]
@@ -217,7 +220,7 @@ def _jackknifed(groups: list[JointMoments], statistic: Callable[[JointMoments], 
 def _reconstructed(dictionary: Dictionary, rows: np.ndarray) -> np.ndarray:
     out = np.empty_like(rows)
     for part, code in dictionary.encode_slices(rows):
-        out[part] = np.array(dictionary.decode(code))
+        out[part] = as_numpy(dictionary.decode(code).astype(mx.float32))
     return out
 
 

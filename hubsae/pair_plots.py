@@ -27,7 +27,7 @@ def match_scores(alignment: StoredAlignment, path: str | Path) -> Path:
     if not len(pairs):
         raise DataError("no confirmed pairs, so there are no scores to show")
     series = (
-        ("corr_docshift_q99", "99 % quantile, documents moved on", _SHIFTED, "-"),
+        ("corr_docshift_q99", "99 % quantile, rows moved on", _SHIFTED, "-"),
         ("corr_withinword_q99", "99 % quantile, shuffled within words", _WITHIN, "--"),
         ("corr_eval", "the pairs", _FOUND, "-"),
     )

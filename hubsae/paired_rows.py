@@ -48,7 +48,7 @@ class Rows:
 class Observed:
     """What was seen at the anchors.
 
-    fit: moments by groups of documents; shifted: of the same rows with B's moved on to other documents; match: of the
+    fit: moments by groups of documents; shifted: of the same rows with B's moved on by half of a batch; match: of the
     match split. rows: a sample of whole documents of the eval split. codes, words: per split "match" and "eval" the
     codes of both dictionaries, and the piece of a word that ends at each place. n_outliers: anchors left out because an
     activation there is more than ten times as long as the median.

@@ -86,8 +86,8 @@ def _thresholds(
 ) -> dict[str, float]:
     """The least correlation and cosine of a pair: what a feature's best partner reaches where none belongs to it.
 
-    For correlations whole documents of B are moved on; for cosines A's decoder is rotated at random, and where random
-    directions reach more, that is taken. Of features that fire often enough.
+    For correlations B's rows are moved on in a circle, far; for cosines A's decoder is rotated at random, and where
+    random directions reach more, that is taken. Of features that fire often enough.
     """
     alive = [count >= config.min_firings for count in codes.firings]
     draws = int(np.clip(-(-_NULL_MAXIMA // max(min(int(a.sum()) for a in alive), 1)), 1, 20))
@@ -181,7 +181,8 @@ def _judged(
     known = np.isfinite(corr)
     beaten = (np.nan_to_num(shifts, nan=np.inf) >= np.where(known, corr, -np.inf) - _ROUNDING).sum(axis=0)
     firings, together = other.firings, cooccurrence.counts(other, a, b)
-    p = np.where(known & (corr > 0) & (together > 0), (1 + beaten) / (1 + config.n_shifts), 1.0)
+    enough = known & (corr > 0) & (together >= max(2, config.min_cofirings // 2))
+    p = np.where(enough, (1 + beaten) / (1 + config.n_shifts), 1.0)
     q = false_discovery_rates(p)
     fires_a, fires_b = firings[0][a], firings[1][b]
     with np.errstate(invalid="ignore", divide="ignore"):

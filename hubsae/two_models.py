@@ -15,9 +15,10 @@ from hubsae.causal import CausalConfig
 from hubsae.chains import Chain, Cycle
 from hubsae.dashboard.build import Dashboard
 from hubsae.dashboard.page_data import Column, Pairs, Side
-from hubsae.errors import ConfigError, HubError, warn
+from hubsae.dictionary import Dictionary
+from hubsae.errors import ConfigError, DataError, HubsaeError, warn
 from hubsae.frames import Frame, stacked
-from hubsae.identity import Check
+from hubsae.identity import BaseModel, Check, compare
 from hubsae.pair_tables import COLUMNS, kinds
 from hubsae.sites import Site
 from hubsae.sparse import as_numpy
@@ -40,6 +41,13 @@ class Alignment(StoredAlignment):
         """A's dictionary (by default the aligned one) as one of B, usable there like any other; `back`: B's in A."""
         if dictionary is None:
             dictionary = self._dictionaries()[back]
+        elif not isinstance(dictionary, Dictionary):
+            dictionary = load_sae(dictionary)
+        source = self.sides[back]
+        own, known = dictionary.base_model, BaseModel.from_dict(source["base_model"])
+        wrong = [d for d in compare(known, own) if d.severity == "error"]
+        if dictionary.config.reads != (source["site"],) or wrong:
+            raise DataError(f"{dictionary.label}: these maps start at {source['site']} of {known.label}")
         there, other = self.map_of(method, back), self.map_of(method, not back)
         target = self.sides[not back]
         found = transfer.moved(dictionary, there, other, target["site"], target["base_model"])
@@ -49,17 +57,18 @@ class Alignment(StoredAlignment):
 
     def compose(self, other: StoredAlignment) -> Chain:
         """A -> C by way of B, for an alignment of B with C."""
-        return chains.compose(self, other)
+        return chains.compose(self, _alignment(other))
 
     def cycle(self, other: StoredAlignment, direct: StoredAlignment) -> Cycle:
         """Whether A -> B -> C, by way of `other`, leads where `direct`, A -> C, does."""
-        return chains.cycle(self, other, direct)
+        return chains.cycle(self, _alignment(other), _alignment(direct))
 
     def causal_transfer(self, texts: Any, config: CausalConfig | None = None, **settings: Any) -> Frame:
         """Steer B along A's mapped features and compare what happens with A, feature by feature, beside controls.
 
         Adds the effects, and their numbers with those of stitching A's activations into B, to the alignment, so that
-        they are published with it. Texts: fresh ones, or those of the alignment, of which the eval split is used.
+        they are published with it. Texts: fresh ones, or those of the alignment; the eval split of them is used. Tested
+        are the confirmed pairs with the highest correlation on the match split.
         Returns the numbers by condition.
         """
         config = replace(config or CausalConfig(), **settings)
@@ -89,10 +98,13 @@ class Alignment(StoredAlignment):
     ) -> Verification:
         """Its numbers and its pairs on texts that it has not seen: which lie inside their published intervals.
 
+        Texts that the alignment has seen say less; only the very same set is refused, since of parts nothing is kept.
         With a `name` for the texts the outcome is noted in the alignment, and saved and published with it.
         """
         dictionaries, models = aligning.at_hand(self)
         anchors = aligning.recorded_anchors(self, texts, "eval", max_anchors=max_anchors)
+        if anchors.digest == self.config.anchors.get("digest"):
+            raise DataError("these are the texts that were aligned; a verification needs others")
         found = verify_on(self, dictionaries, models, anchors, progress=progress)
         if name is not None:
             note = {"data": name, "date": datetime.now(UTC).date().isoformat(), **found.to_dict()}
@@ -118,6 +130,12 @@ class Alignment(StoredAlignment):
         ]
         shown = Pairs(pairs["feature_a"].tolist(), pairs["feature_b"].tolist(), columns, pairs.note)
         return Dashboard.of(sides, title=title, pairs=shown)
+
+
+def _alignment(other: Any) -> StoredAlignment:
+    if not isinstance(other, StoredAlignment):
+        raise ConfigError(f"a {type(other).__name__}: expected an alignment; load_alignment(...) gives one")
+    return other
 
 
 def align(
@@ -201,7 +219,7 @@ def _recorded(side: dict[str, Any], where: dict[str, Any]) -> Any:
     """The dictionary of a side from its repository and commit; None, with a warning, where it cannot be had."""
     try:
         return load_sae(side["repo_id"], revision=side["revision"], subfolder=side["subfolder"], **where)
-    except HubError as error:
+    except HubsaeError as error:
         warn(f"a dictionary of this alignment cannot be loaded, so it is bound to none: {error}")
         return None
 

@@ -9,10 +9,12 @@ from hubsae import map_quality
 from hubsae.alignment import StoredAlignment
 from hubsae.anchors import AnchorSet
 from hubsae.cooccurrence import DocumentSums
+from hubsae.errors import DataError
 from hubsae.frames import Frame
 from hubsae.paired_rows import observe
 from hubsae.tables import Shown, Table
 
+_FEWEST = 100
 _COMPARED = ("r2", "context_excess", "retrieval_at_1", "cka")
 
 
@@ -82,6 +84,8 @@ def verify_on(
     seen = observe(dictionaries, models, anchors, eval_rows=config.eval_rows, seed=config.seed, progress=progress)
     numbers = []
     rows = seen.rows
+    if len(rows) < _FEWEST:
+        raise DataError(f"{len(rows)} anchors in these texts: too few to verify anything; give more")
     for direction, part, back in (("a->b", rows, False), ("b->a", rows.swapped(), True)):
         for method in alignment.maps:
             if method != "shuffled":

@@ -22,7 +22,8 @@ from site_parts import data_of
 import hubsae
 from hubsae import aligning, sparsity
 from hubsae.align_config import AlignConfig
-from hubsae.alignment import AlignmentConfig, StoredAlignment, record
+from hubsae.alignment import StoredAlignment
+from hubsae.alignment_config import AlignmentConfig, record
 from hubsae.anchors import AnchorConfig, read_anchors, text_id
 from hubsae.api import SAE
 from hubsae.causal import CAUSAL_MEASURES
@@ -89,7 +90,14 @@ def features(n: int, paired: np.ndarray, confirmed: np.ndarray) -> Frame:
     index = np.arange(n)
     best = np.where(index % 2, np.nan, 0.5)
     return Frame(
-        {"index": index, "n_fire": index, "density": index / n, "fate": fate, "best_partner": index, "best_corr": best}
+        {
+            "index": index,
+            "n_fire": index,
+            "density": index / n,
+            "fate": fate,
+            "best_partner": index % 8,
+            "best_corr": best,
+        }
     )
 
 
@@ -841,3 +849,33 @@ def test_the_dashboard_shows_the_pairs_of_the_alignment(bound, saes, texts, tmp_
     ids = [[pair.feature_a for pair in bound], [pair.feature_b for pair in bound]]
     assert [shown["a"], shown["b"]] == ids
     assert "Within words" in {column["title"] for column in shown["columns"]}
+
+
+def test_random_weights_are_recorded_and_told_from_trained_ones(saes, tmp_path):
+    sae = saes[1]
+    model = sae.model.untrained(seed=3)
+    assert [str(d) for d in sae.compare([model.identity]) if d.field == "weights"] == [
+        "weights: recorded trained, found random (seed 3)"
+    ]
+    with pytest.raises(CompatibilityError, match="random"):
+        SAE.taken_from(sae).bind(model, "strict")
+    assert record(sae, model.identity)["base_model"]["random_seed"] == 3
+
+
+def test_what_the_maps_do_not_start_at_is_refused(real):
+    with pytest.raises(DataError, match=r"these maps start at layers\.3\.residual"):
+        real.transfer(random_sae(real.sides[0]["width"], 8))
+    with pytest.raises(ConfigError, match="expected an alignment"):
+        real.compose(None)
+    with pytest.raises(DataError, match="expected activations"):
+        real.map("x")
+    with pytest.raises(DataError, match="these are the texts that were aligned"):
+        real.verify([document.text for document in atlas.generate(1000, seed=3)][600:840])
+
+
+def test_a_dictionary_with_numbers_that_are_none_is_refused_before_anything_is_read(saes):
+    broken = SAE.taken_from(saes[0])
+    broken.W_dec = broken.W_dec * float("nan")
+    broken.models = saes[0].models
+    with pytest.raises(DataError, match="W_dec holds NaN"):
+        align(broken, saes[1], texts=["never read"], progress=False)

@@ -50,7 +50,7 @@ def test_the_pictures_name_what_they_show(alignment, tmp_path):
     for text in (
         f"3 confirmed pairs, {100 * beats:.0f} % above the shuffles within words",
         "correlation of activations at held-out anchors",
-        "99 % quantile, documents moved on",
+        "99 % quantile, rows moved on",
         "99 % quantile, shuffled within words",
         "threshold, 0.1",
     ):

@@ -186,6 +186,9 @@ def test_the_command_line_aligns_transfers_and_verifies(finished, demo_folder, t
     assert "random direction" in capsys.readouterr().out
     assert main(["transfer", out, "--out", str(tmp_path / "moved"), *given]) == 0
     assert load_sae(tmp_path / "moved").config.d_in == 96
+    assert main(["verify", out, "--texts", str(texts), *given, *models]) == 1
+    assert "these are the texts that were aligned" in capsys.readouterr().err
+    texts.write_text("\n".join(run.documents("train")))
     assert main(["verify", out, "--texts", str(texts), *given, *models]) == 0
     assert "numbers inside their interval" in capsys.readouterr().out
     for wrong, words in ((["transfer", out], "give --feature"), (["transfer", out, "--out", "x"], "give --sae-a and")):

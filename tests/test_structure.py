@@ -55,6 +55,7 @@ map_quality pairing
 transfer
 causal
 pair_tables
+alignment_config
 alignment
 aligning chains verification
 circuits neighbours feature_search
