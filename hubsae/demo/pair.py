@@ -13,8 +13,9 @@ from hubsae.demo import atlas
 from hubsae.demo.judge import Judge
 from hubsae.tables import Table
 
-N_ALIGNED = 1_500
-N_FRESH = 500
+N_ALIGNED = 1_200
+N_FRESH = 300
+N_JUDGED = 600
 LEAST_F1 = 0.5
 _SHOWN = 6
 _CONDITIONS = ("procrustes", "ridge", "partner", "rotated map", "random direction")
@@ -44,7 +45,7 @@ def run_pair(
     found = align(*saes, texts=texts, dataset_name=data, progress=False)
     say(f"{found!r}, {sites}, at {sum(found.config.anchors['n_anchors'].values()):,} common ends of tokens\n")
     _say_pairs(found, say)
-    judged = [Judge(sae, model).of_features() for sae, model in zip(saes, models, strict=True)]
+    judged = [Judge(sae, model, N_JUDGED).of_features() for sae, model in zip(saes, models, strict=True)]
     pairs = found.pairs
     a, b = ([judge[i] for i in pairs[f"feature_{side}"]] for judge, side in zip(judged, "ab", strict=True))
     agreed = concepts.agreement(a, b, LEAST_F1)
