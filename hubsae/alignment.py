@@ -12,10 +12,10 @@ from hubsae.align_config import AlignConfig
 from hubsae.alignment_config import AlignmentConfig
 from hubsae.causal import CAUSAL_MEASURES, CONTROLS
 from hubsae.dictionary import Dictionary
-from hubsae.errors import ArtifactError, CompatibilityError, ConfigError, DataError, warn
+from hubsae.errors import ArtifactError, CompatibilityError, ConfigError, DataError
 from hubsae.frames import Frame, read_frame
 from hubsae.hub import Artifact
-from hubsae.identity import BaseModel, Check, check_policy
+from hubsae.identity import BaseModel, Check, check_policy, compare, judge
 from hubsae.map_quality import MEASURES
 from hubsae.maps import LinearMap
 from hubsae.pair_tables import COLUMNS, TABLES, kinds
@@ -183,9 +183,10 @@ class StoredAlignment(Artifact, tags=["mechanistic-interpretability", "hubsae-al
         for dictionary, model, side in ((a, model_a, self.sides[0]), (b, model_b, self.sides[1])):
             if model is not None:
                 dictionary.bind(model, check)
-            recorded, now = BaseModel.from_dict(side["base_model"]), dictionary.base_model
-            if recorded.revision and now.revision and recorded.revision != now.revision and check != "ignore":
-                warn(f"{recorded.label} was aligned; the dictionary at hand names {now.label}")
+            recorded, named = BaseModel.from_dict(side["base_model"]), dictionary.base_model
+            if recorded != named:  # else `dictionary.bind` has judged
+                found = dictionary.models[0].identity if dictionary.models else named
+                judge(compare(recorded, found), check, f"{self.source or 'this alignment'}")
         self.dictionaries = (a, b)
         if a.models and b.models:
             self.models = (a.models[0], b.models[0])

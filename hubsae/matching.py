@@ -180,7 +180,7 @@ def hub_corrected(edges: Edges, n: int = 10) -> Edges:
     return Edges(edges.a, edges.b, (2 * edges.score - means[0] - means[1]).astype(np.float32))
 
 
-def mean_matched_cosine(a: np.ndarray, b: np.ndarray) -> float:
+def pw_mcc(a: np.ndarray, b: np.ndarray) -> float:
     """PW-MCC: the mean |cosine| of decoder rows (F, d) under the best one-to-one assignment (Song et al. 2025).
 
     Two dictionaries of one space, such as two seeds of a model's SAE; of unequal sizes all of the smaller are assigned.

@@ -162,7 +162,7 @@ def align_layers(run: PairRun, layers: Sequence[int] | None, say: Say, *, diagon
 _SUMMARY = ("A", "B", "model B", "chosen", "corr_match", "confirmed", "corr_eval", "95 %", "by chance", "R2", "CKA")
 _SUMMARY_NOTE = (
     "corr_match: mean of the chosen pairs on the match split. corr_eval: mean of the confirmed ones on the eval split, "
-    "beside the 99 % quantile of moved documents. R2: of the map, A to B."
+    "beside the 99 % quantile of moved rows. R2: of the map, A to B."
 )
 
 

@@ -132,12 +132,12 @@ def test_a_feature_that_is_close_to_everything_loses_by_the_correction():
     assert np.array_equal(edges.b[matching.hub_corrected(edges, 3).best()][:4], np.arange(4))
 
 
-def test_the_mean_matched_cosine_of_a_permuted_dictionary_is_one():
+def test_the_pw_mcc_of_a_permuted_dictionary_is_one():
     rng = np.random.default_rng(9)
     rows = rng.standard_normal((20, 10))
-    assert np.isclose(matching.mean_matched_cosine(rows, -3 * rows[rng.permutation(20)]), 1)
-    assert np.isclose(matching.mean_matched_cosine(rows[:5], rows), 1)
-    assert matching.mean_matched_cosine(rows, rng.standard_normal((20, 10))) < 0.8
+    assert np.isclose(matching.pw_mcc(rows, -3 * rows[rng.permutation(20)]), 1)
+    assert np.isclose(matching.pw_mcc(rows[:5], rows), 1)
+    assert matching.pw_mcc(rows, rng.standard_normal((20, 10))) < 0.8
 
 
 def test_every_feature_has_the_first_fate_that_holds_it():
