@@ -30,7 +30,8 @@ _PAIRS_SHOWN = ("feature_a", "feature_b", "corr_eval", "corr_eval_lo", "corr_eva
 
 
 class Pair(NamedTuple):
-    """Two features that belong together; `correlation` of their activations on documents that proposed no pairs."""
+    """Two features that belong together; `correlation` of their activations on documents that proposed no pairs, with
+    its 95 % interval, nan where there are too few of them."""
 
     feature_a: int
     feature_b: int
@@ -126,9 +127,7 @@ class StoredAlignment(Artifact, tags=["mechanistic-interpretability", "hubsae-al
         found = np.flatnonzero(pairs[f"feature_{side}"] == feature)
         if not len(found):
             return None
-        row = pairs.row(int(found[0]))
-        interval = (row["corr_eval_lo"], row["corr_eval_hi"])
-        return Pair(row["feature_a"], row["feature_b"], row["corr_eval"], interval)
+        return next(_each(pairs.where(found[:1])))
 
     def unmatched(self, side: str = "a") -> Frame:
         """The features of A (or B) without a confirmed partner, each with its fate and its best candidate."""
@@ -311,8 +310,10 @@ class StoredAlignment(Artifact, tags=["mechanistic-interpretability", "hubsae-al
 
     def __iter__(self) -> Iterator[Pair]:
         """The confirmed pairs."""
-        pairs = self.pairs
-        columns = [
-            pairs[name].tolist() for name in ("feature_a", "feature_b", "corr_eval", "corr_eval_lo", "corr_eval_hi")
-        ]
-        return (Pair(a, b, r, (low, high)) for a, b, r, low, high in zip(*columns, strict=True))
+        return _each(self.pairs)
+
+
+def _each(pairs: Frame) -> Iterator[Pair]:
+    names = ("feature_a", "feature_b", "corr_eval", "corr_eval_lo", "corr_eval_hi")
+    columns = [pairs[name].tolist() for name in names]
+    return (Pair(a, b, r, (low, high)) for a, b, r, low, high in zip(*columns, strict=True))

@@ -1,5 +1,6 @@
 """The content of an alignment.json: the two dictionaries, how they were aligned, and on what."""
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -109,7 +110,8 @@ def record(dictionary: Dictionary, base_model: BaseModel | None = None) -> dict[
     the texts (that which the dictionary names, where none is given)."""
     c, source = dictionary.config, dictionary.source
     on_hub = source is not None and source.revision is not None
-    numbers = {name: dictionary.metrics.get(name) for name in ("fvu", "l0", "dead_share")}
+    found = {name: dictionary.metrics.get(name) for name in ("fvu", "l0", "dead_share")}
+    numbers = {name: value for name, value in found.items() if isinstance(value, int | float) and math.isfinite(value)}
     return {
         "repo_id": source.access["repo_id"] if source is not None and on_hub else None,
         "revision": source.revision if source is not None and on_hub else None,
@@ -121,5 +123,5 @@ def record(dictionary: Dictionary, base_model: BaseModel | None = None) -> dict[
         "fingerprint": fingerprint(dictionary),
         "base_model": (base_model or dictionary.base_model).to_dict(),
         "tokens": c.tokens,
-        "metrics": {name: value for name, value in numbers.items() if isinstance(value, int | float)},
+        "metrics": numbers,
     }

@@ -166,7 +166,8 @@ def _title(alignment: StoredAlignment, feature: int, partner: Pair | None, best:
     who = f"feature {feature} of A ({site_a}), "
     if partner:
         low, high = partner.interval
-        likeness = f"correlation {partner.correlation:.3f} ({low:.3f} to {high:.3f})"
+        span = "" if np.isnan(low) else f" ({low:.3f} to {high:.3f})"
+        likeness = f"correlation {partner.correlation:.3f}{span}"
         return f"{who}partner {partner.feature_b} of B ({site_b}): {likeness}"
     candidate = "" if best is None else f", best candidate {best}"
     return f"{who}no confirmed partner in B ({site_b}; {fate}){candidate}"

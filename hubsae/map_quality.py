@@ -19,7 +19,7 @@ from hubsae.sparse import as_numpy
 
 MEASURES: dict[str, str] = {
     "r2": "share of B's variance at held-out anchors that the mapped activations of A explain, against the mean",
-    "r2_shifted_fit": "the same by a map that was fitted on anchors whose documents do not belong together",
+    "r2_shifted_fit": "the same by a map that was fitted on anchors moved on against each other by half of a batch",
     "r2_within_word": "the same where every row is paired with another one at which the same piece of a word ends",
     "context_excess": "r2 less r2_within_word, on the same rows: what is more than the word that is being read (a map "
     "that relies on context loses twice when it is wrong, so this may exceed r2)",

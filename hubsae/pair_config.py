@@ -47,8 +47,9 @@ class PairRun:
 
     method, threshold, mutual (mutual nearest neighbours, else exact one-to-one): how features are matched. max_pairs:
     most places at which activations are compared. alignment: other settings of `AlignConfig` and `AnchorConfig`.
-    causal: steer along the features of the best layer pair. alpha: length of what is added in mean lengths of an
-    activation; dose: nats, where there is no alpha. untrained: compare with model_b of random weights too, as the null.
+    causal: steer along the features of the best layer pair. alpha: of a single intervention, the length of what is
+    added, in mean lengths of an activation; dose: nats, where there is no alpha, and of `causal`. untrained: compare
+    with model_b of random weights too, as the null.
     """
 
     run_name: str

@@ -118,8 +118,8 @@ def align_layers(run: PairRun, layers: Sequence[int] | None, say: Say, *, diagon
     """
     chosen = _layer_pairs(run, layers, diagonal)
     sides: dict[Side, dict[int, SAE]] = {s: _loaded(run, s, {p[s != "a"] for p in chosen}) for s in run.sides}
-    texts, report, rows = run.documents("align"), list[dict[str, Any]](), []
-    scores: dict[str, dict[tuple[int, int], float]] = {_TRAINED: {}, _UNTRAINED: {}}
+    texts, rows = run.documents("align"), []
+    report, scores = _earlier(run, chosen)
     plots = _Plots(run.folder / "plots", say)
     for pair in chosen:
         for side in run.sides[1:]:
@@ -144,8 +144,8 @@ def align_layers(run: PairRun, layers: Sequence[int] | None, say: Say, *, diagon
         if values:
             title = "mean corr_match of the pairs" + ("" if kind == _TRAINED else ", B untrained")
             plots.draw("layer_heatmap", f"layers{'' if kind == _TRAINED else '-untrained'}.png", values, title=title)
-    say(str(Table("all layer pairs", _SUMMARY, rows, _SUMMARY_NOTE)))
-    known = {pair: score for pair, score in scores[_TRAINED].items() if np.isfinite(score)}
+    say(str(Table("layer pairs", _SUMMARY, rows, _SUMMARY_NOTE)))
+    known = {pair: score for pair, score in scores[_TRAINED].items() if pair in chosen and np.isfinite(score)}
     best = max(known, key=lambda pair: known[pair], default=None)
     _say_best(best, known, say)
     if best is not None and run.causal:
@@ -157,6 +157,27 @@ def align_layers(run: PairRun, layers: Sequence[int] | None, say: Say, *, diagon
             _write_rows(run.folder / "report.csv", _REPORT, report)
     say(f"written to {run.folder}: report.csv, pairs-*.csv, alignments, plots")
     return Aligned(scores[_TRAINED], scores[_UNTRAINED], best, report)
+
+
+def _earlier(
+    run: PairRun, chosen: Sequence[tuple[int, int]]
+) -> tuple[list[dict[str, Any]], dict[str, dict[tuple[int, int], float]]]:
+    """The rows of report.csv and the scores of layer pairs that were aligned before and are not now."""
+    path, known = run.folder / "report.csv", {str(n) for side in ("a", "b") for n in run.layers_of(side)}
+    others = {p for p in _layer_pairs(run, None, False) if p not in chosen}
+    report: list[dict[str, Any]] = []
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if {row.get("layer_a"), row.get("layer_b")} <= known]
+        report = [row for row in rows if (int(row["layer_a"]), int(row["layer_b"])) in others]
+    scores: dict[str, dict[tuple[int, int], float]] = {_TRAINED: {}, _UNTRAINED: {}}
+    for pair in sorted(others):
+        for side in run.sides[1:]:
+            folder = run.alignment_folder(pair, side)
+            if (folder / ALIGNMENT).is_file():
+                kind = _TRAINED if side == "b" else _UNTRAINED
+                scores[kind][pair] = match_score(Alignment.from_pretrained(folder))
+    return report, scores
 
 
 _SUMMARY = ("A", "B", "model B", "chosen", "corr_match", "confirmed", "corr_eval", "95 %", "by chance", "R2", "CKA")

@@ -121,11 +121,6 @@ def procrustes_by_chance(n: float, d: float) -> float:
     return float(8 / (3 * np.pi) * np.sqrt(d / n))
 
 
-def effective_width(scatter: np.ndarray) -> float:
-    """tr(S)^2 / tr(S^2): how many equal directions would spread as these do."""
-    return float(np.trace(scatter) ** 2 / np.square(scatter).sum())
-
-
 def retrieval(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """(n,) bool: whether row i of `found` (n, d) is closest to row i of all `wanted` (n, d), by cosine once centred."""
     unit = [rows - rows.mean(axis=0) for rows in (found, wanted)]

@@ -98,11 +98,13 @@ class Alignment(StoredAlignment):
     ) -> Verification:
         """Its numbers and its pairs on texts that it has not seen: which lie inside their published intervals.
 
-        Texts that the alignment has seen say less; only the very same set is refused, since of parts nothing is kept.
-        With a `name` for the texts the outcome is noted in the alignment, and saved and published with it.
+        As many anchors are read as the alignment was limited to, if it was (`max_anchors`: another limit). Texts that
+        it has seen say less; only the very same, in the same order, are refused, since of parts nothing is kept. With
+        a `name` for the texts the outcome is noted in the alignment, and saved and published with it.
         """
         dictionaries, models = aligning.at_hand(self)
-        anchors = aligning.recorded_anchors(self, texts, "eval", max_anchors=max_anchors)
+        limit = {} if max_anchors is None else {"max_anchors": max_anchors}
+        anchors = aligning.recorded_anchors(self, texts, "eval", **limit)
         if anchors.digest == self.config.anchors.get("digest"):
             raise DataError("these are the texts that were aligned; a verification needs others")
         found = verify_on(self, dictionaries, models, anchors, progress=progress)

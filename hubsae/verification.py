@@ -98,8 +98,10 @@ def verify_on(
     enough = np.isfinite(fresh) & (_firings(seen, pairs) >= config.min_firings) & np.isfinite(pairs["corr_eval_lo"])
     columns = {"feature_a": pairs["feature_a"], "feature_b": pairs["feature_b"]}
     columns |= _compared(pairs["corr_eval"], pairs["corr_eval_lo"], pairs["corr_eval_hi"], fresh, low, high)
-    table = Frame(_numbers(alignment, numbers))
-    return Verification(table, Frame(columns).where(enough), len(seen.codes["eval"].document), _documents(anchors))
+    table, kept = Frame(_numbers(alignment, numbers)), Frame(columns).where(enough)
+    if not len(table) and not len(kept):
+        raise DataError("there are no intervals to compare with: too few documents here, or when it was aligned")
+    return Verification(table, kept, len(seen.codes["eval"].document), _documents(anchors))
 
 
 def _documents(anchors: AnchorSet) -> int:

@@ -1,6 +1,6 @@
-"""Align the SAEs of two models layer by layer, and judge the maps and the pairs on documents that chose nothing.
+"""Align the SAEs of two models layer by layer, and judge the maps and the pairs on documents that proposed no pairs.
 
-python scripts/align_and_eval.py --config scripts/small-pair.toml --layers 0 2
+python scripts/align_and_eval.py --config scripts/small-pair.toml --layers 1 2
 
 Needs the SAEs of scripts/train_saes.py. Writes report.csv, the pairs, the alignments and plots to the run's folder.
 """

@@ -23,7 +23,7 @@ from hubsae.tokens import read_texts
 
 ROWS = (
     ("R2", "r2", True),
-    ("R2, map fitted to shifted documents", "r2_shifted_fit", True),
+    ("R2, map fitted to moved rows", "r2_shifted_fit", True),
     ("R2 within words", "r2_within_word", True),
     ("context excess", "context_excess", True),
     ("retrieval@1 of 1,000", "retrieval_at_1", True),
@@ -99,6 +99,8 @@ def main() -> None:
     parser.add_argument("--out", help="file to write the table to")
     arguments = parser.parse_args()
     demo = arguments.a is None
+    if demo != (arguments.b is None) or demo != (arguments.texts is None):
+        parser.error("--a, --b and --texts go together")
     if demo:
         models = [load_model("atlas-llama"), load_model("atlas-neox")]
         texts: Any = [document.text for document in atlas.generate(6000, seed=7)]

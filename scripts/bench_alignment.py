@@ -57,8 +57,8 @@ def main() -> None:
     started = time.time()
     moments = JointMoments(width, width)
     spent = 0.0
-    for _ in range(0, n // 2, _ROWS_AT_ONCE):
-        x, y = (rng.standard_normal((_ROWS_AT_ONCE, width), np.float32) for _ in range(2))
+    for start in range(0, n // 2, _ROWS_AT_ONCE):
+        x, y = (rng.standard_normal((min(_ROWS_AT_ONCE, n // 2 - start), width), np.float32) for _ in range(2))
         began = time.time()
         moments.add(x, x + y)
         spent += time.time() - began

@@ -879,3 +879,13 @@ def test_a_dictionary_with_numbers_that_are_none_is_refused_before_anything_is_r
     broken.models = saes[0].models
     with pytest.raises(DataError, match="W_dec holds NaN"):
         align(broken, saes[1], texts=["never read"], progress=False)
+
+
+def test_a_pair_without_an_interval_says_nan():
+    alignment = handmade(random_sae(6, 40), random_sae(5, 40))
+    for name in ("corr_eval_lo", "corr_eval_hi"):
+        alignment.frames["pairs"].columns[name][:] = np.nan
+    found = alignment.partner(3)
+    assert found is not None
+    assert np.isnan(found.interval).all()
+    assert next(iter(alignment))[:3] == found[:3]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hubsae import lm_files, load_alignment, load_sae
+from hubsae import lm_files, load_alignment, load_sae, pair_run
 from hubsae.cli import main
 from hubsae.errors import ConfigError, ModelError
 from hubsae.pair_config import first_words
@@ -203,3 +203,20 @@ def test_an_interrupted_training_goes_on_with_what_is_missing(finished, tmp_path
     train_saes(other, said.append)
     assert "a: layers 1 are finished" in said[0]
     assert load_sae(other.sae_folder("b", 1)).config.n_features == 96
+
+
+def test_what_other_layers_gave_stays_in_the_report(finished):
+    run, _ = finished
+    path = run.folder / "report.csv"
+    lines = path.read_text().splitlines()
+    other = [line.replace("1,1,", "1,2,", 1) for line in lines[1:3]]
+    stale = [line.replace("1,1,", "1,77,", 1) for line in lines[1:2]]
+    path.write_text("\n".join([*lines, *other, *stale]) + "\n")
+    wider = replace(run, layers=(1, 2))
+    report, scores = pair_run._earlier(wider, [(1, 1)])
+    assert [(row["layer_a"], row["layer_b"]) for row in report] == [("1", "2")] * 2
+    assert scores == {"trained": {}, "untrained": {}}
+    kept, again = pair_run._earlier(wider, [(2, 2)])
+    assert len(kept) == len(lines) - 1 + 2
+    assert set(again["trained"]) == {(1, 1)}
+    path.write_text("\n".join(lines) + "\n")

@@ -147,11 +147,6 @@ def test_the_best_cosine_by_chance_is_a_quantile_of_that_of_random_directions():
         assert abs(np.mean(best <= si.best_cosine_by_chance(8, 300, quantile)) - quantile) < 0.03
 
 
-def test_the_effective_width_counts_equal_directions():
-    assert np.isclose(si.effective_width(np.diag([2.0, 2, 2, 0, 0])), 3)
-    assert si.effective_width(np.diag([100.0, 1, 1])) < 1.1
-
-
 def test_a_row_is_retrieved_where_its_own_partner_is_closest():
     rng = np.random.default_rng(0)
     wanted = rng.standard_normal((500, 20))
