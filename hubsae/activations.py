@@ -118,9 +118,7 @@ def _read(model: LanguageModel, sites: Sequence[Site], group: Sequence[Chunk]) -
     position_of: list[np.ndarray] = []
     pending: mx.array | None = None
     for batch in _batches(order, [len(c.ids) for c in group]):
-        keep = np.zeros((len(batch), max(len(group[i].ids) for i in batch)), bool)
-        for row, i in zip(keep, batch, strict=True):
-            row[: len(group[i].keep)] = group[i].keep
+        keep = padded([group[i].keep for i in batch]).astype(bool)
         run = model.run(padded([group[i].ids for i in batch]), read=sites, logits=False)
         where = mx.array(np.flatnonzero(keep).astype(np.int32))
         wide = [run.activations[site] for site in sites]

@@ -1,16 +1,17 @@
 """The content of an alignment.json: the two dictionaries, how they were aligned, and on what."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from hubsae.align_config import AlignConfig
 from hubsae.anchors import AnchorConfig
 from hubsae.dictionary import Dictionary
-from hubsae.errors import ArtifactError, ConfigError
+from hubsae.errors import ConfigError
 from hubsae.hub_client import library_version
 from hubsae.identity import BaseModel
 from hubsae.sites import Site
+from hubsae.store import ALIGNMENT, config_from
 from hubsae.survey import fingerprint
 
 FORMAT_VERSION = 1
@@ -62,21 +63,7 @@ class AlignmentConfig:
     @classmethod
     def from_dict(cls, data: dict) -> "AlignmentConfig":
         """From an alignment.json; raises `ArtifactError` for what is not ours or too new."""
-        version = data.get("format_version")
-        if data.get("library_name") != "hubsae" or type(version) is not int:
-            raise ArtifactError("alignment.json was not written by hubsae")
-        if version > FORMAT_VERSION:
-            raise ArtifactError(
-                f"written in format {version} by hubsae {data.get('library_version')}; this version reads up to format "
-                f"{FORMAT_VERSION}. Run: pip install -U hubsae"
-            )
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(data) - known):
-            raise ArtifactError(f"alignment.json: unknown entries {', '.join(unknown)}")
-        try:
-            return cls(**data)
-        except (TypeError, ValueError, KeyError) as error:
-            raise ArtifactError(f"alignment.json: {error}") from error
+        return config_from(cls, data, ALIGNMENT, FORMAT_VERSION)
 
 
 def _check_numbers(what: str, numbers: Any) -> None:

@@ -1,6 +1,6 @@
 """Does a feature of A do in B what it does in A? Steering by equal doses, compared with controls that should fail."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from hubsae import vectorised
 from hubsae.anchors import AnchorSet
 from hubsae.errors import ConfigError, DataError
+from hubsae.evaluate import log_probabilities
 from hubsae.frames import Frame
 from hubsae.lm import LanguageModel, padded
 from hubsae.map_quality import measured
@@ -18,6 +19,7 @@ from hubsae.matching import unit
 from hubsae.metrics import bootstrap_interval
 from hubsae.settings import check_types
 from hubsae.sites import Site
+from hubsae.threads import spans
 from hubsae.tokens import Chunk
 from hubsae.transfer import shared_tokens
 
@@ -73,30 +75,15 @@ class Steered:
     def __init__(self, model: LanguageModel, site: Site, chunks: Sequence[Chunk], tokens: np.ndarray):
         self._model, self._site = model, site.of(0)
         self._ids = padded([chunk.ids for chunk in chunks])
-        keep = np.zeros(self._ids.shape, bool)
-        for row, chunk in zip(keep, chunks, strict=True):
-            row[: len(chunk.keep)] = chunk.keep
+        keep = padded([chunk.keep for chunk in chunks]).astype(bool)
         self._mask = mx.array(keep)[..., None]
         self._where = mx.array(np.flatnonzero(keep).astype(np.int32))
         self._tokens = mx.array(tokens.astype(np.int32))
         run = model.run(self._ids, read=[self._site])
-        assert run.logits is not None
-        self._base = _log_softmax(self._picked(run.logits))
+        self._base = log_probabilities(run, self._where)
         activation = run.activations[self._site].astype(mx.float32)
         rows = mx.take(activation.reshape(-1, activation.shape[-1]), self._where, axis=0)
         self.mean_length = float(np.linalg.norm(np.array(rows), axis=1).mean())
-
-    def _picked(self, logits: mx.array, copies: int = 1) -> mx.array:
-        """(copies * n, V) logits at the anchors of each copy of the texts."""
-        flat = logits.reshape(-1, logits.shape[-1])
-        size = self._ids.size
-        where = mx.concatenate([self._where + copy * size for copy in range(copies)])
-        return mx.take(flat, where, axis=0).astype(mx.float32)
-
-    @property
-    def at_once(self) -> int:
-        """Directions that are tried together, so that their logits fit in memory."""
-        return max(1, _VALUES_AT_ONCE // (self._ids.size * self._model.vocab_size))
 
     def steered(self, directions: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(k, tokens) mean changes of log-probability and (k,) mean KL with `lengths` of unit `directions` added."""
@@ -109,19 +96,30 @@ class Steered:
             return x + (mask * spread).astype(x.dtype)
 
         run = self._model.run(np.tile(self._ids, (k, 1)), edit={self._site: edit})
-        assert run.logits is not None
-        changed = _log_softmax(self._picked(run.logits, k)).reshape(k, -1, run.logits.shape[-1])
+        where = mx.concatenate([self._where + copy * self._ids.size for copy in range(k)])
+        changed = log_probabilities(run, where).reshape(k, *self._base.shape)
         kl = mx.mean(mx.sum(mx.exp(self._base) * (self._base - changed), axis=-1), axis=-1)
         change = mx.mean(mx.take(changed - self._base, self._tokens, axis=-1), axis=1)
         return np.array(change), np.array(kl)
 
     def effects(self, directions: np.ndarray, dose: float) -> Effects:
         """The effects of `directions` (k, d), each as long as it has to be for the dose."""
+        return self._in_parts(directions, lambda part: self._dosed(part, dose))
+
+    def effects_at(self, directions: np.ndarray, length: float) -> Effects:
+        """The effects of `directions` (k, d), each of one length, in mean lengths of an activation."""
+
+        def steer(part: np.ndarray) -> Effects:
+            lengths = np.full(len(part), float(length))
+            return Effects(*self.steered(unit(part), lengths), lengths)
+
+        return self._in_parts(directions, steer)
+
+    def _in_parts(self, directions: np.ndarray, work: Callable[[np.ndarray], Effects]) -> Effects:
+        """`work` on as many directions at a time as have room for their logits."""
+        at_once = _VALUES_AT_ONCE // (self._ids.size * self._model.vocab_size)
         with vectorised.exponentials():
-            parts = [
-                self._dosed(directions[start : start + self.at_once], dose)
-                for start in range(0, len(directions), self.at_once)
-            ]
+            parts = [work(directions[part]) for part in spans(len(directions), at_once)]
         return Effects(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("change", "kl", "length")))
 
     def _dosed(self, directions: np.ndarray, dose: float) -> Effects:
@@ -145,10 +143,6 @@ class Steered:
             lengths[open_] = np.where(both, between, outside)[open_]
             change[open_], kl[open_] = self.steered(directions[open_], lengths[open_])
         return Effects(change, kl, lengths)
-
-
-def _log_softmax(logits: mx.array) -> mx.array:
-    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def chosen_chunks(anchors: AnchorSet, n_anchors: int, seed: int) -> list[Chunk]:

@@ -4,14 +4,12 @@ import argparse
 import dataclasses
 import io
 import sys
-import types
-import typing
 import warnings
 from pathlib import Path
 from typing import Any
 
 from hubsae import cli_features, cli_pairs
-from hubsae.cli_options import add_dictionary, add_model, add_texts, bound, command, load, numbers_of, texts
+from hubsae.cli_options import add_dictionary, add_fields, add_model, add_texts, bound, command, load, numbers_of, texts
 from hubsae.errors import HubsaeError, HubsaeWarning
 
 
@@ -73,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--model", action="append", help="also compare it with this language model; twice for two")
 
     cli_features.add(commands)
-    cli_pairs.add(commands, _add_fields)
+    cli_pairs.add(commands)
     command(commands, "env", _env, "what hubsae computes with here")
     demo = command(commands, "demo", _demo, "train, judge, explain and steer SAEs of the embedded model, offline")
     demo.add_argument("--out", default="demo-saes", help="folder to write (default: demo-saes)")
@@ -122,31 +120,8 @@ def _add_training(commands: Any) -> None:
 def _add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
     from hubsae.tokens import TokenConfig
 
-    _add_fields(parser, "training", settings)
-    _add_fields(parser, "texts to tokens", TokenConfig)
-
-
-def _add_fields(parser: argparse.ArgumentParser, title: str, config: type, without: tuple[str, ...] = ()) -> None:
-    """A flag for every field of a settings dataclass."""
-    group = parser.add_argument_group(title)
-    hints = typing.get_type_hints(config)
-    for item in dataclasses.fields(config):
-        if item.name in without:
-            continue
-        flag, kind = "--" + item.name.replace("_", "-"), hints[item.name]
-        if isinstance(kind, types.UnionType):
-            kind = next(k for k in typing.get_args(kind) if k is not type(None))
-        note = f"default: {item.default}"
-        if kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=item.default, help=note)
-        elif typing.get_origin(kind) is tuple:
-            group.add_argument(flag, type=_shares, default=item.default, metavar="A,B,...", help=note)
-        else:
-            group.add_argument(flag, type=kind, default=item.default, metavar=kind.__name__.upper(), help=note)
-
-
-def _shares(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+    add_fields(parser, "training", settings)
+    add_fields(parser, "texts to tokens", TokenConfig)
 
 
 def _settings(options: argparse.Namespace, config: type) -> Any:

@@ -1,6 +1,9 @@
 """What verbs of the command line share: dictionaries, texts and models that are named by flags."""
 
 import argparse
+import dataclasses
+import types
+import typing
 from typing import Any
 
 
@@ -70,3 +73,26 @@ def bound(options: argparse.Namespace) -> Any:
             models.append(InterpretableModel(base.repo_id, revision=base.revision))
     dictionary.bind(models, options.check)
     return dictionary
+
+
+def add_fields(parser: argparse.ArgumentParser, title: str, config: type, without: tuple[str, ...] = ()) -> None:
+    """A flag for every field of a settings dataclass."""
+    group = parser.add_argument_group(title)
+    hints = typing.get_type_hints(config)
+    for item in dataclasses.fields(config):
+        if item.name in without:
+            continue
+        flag, kind = "--" + item.name.replace("_", "-"), hints[item.name]
+        if isinstance(kind, types.UnionType):
+            kind = next(k for k in typing.get_args(kind) if k is not type(None))
+        note = f"default: {item.default}"
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=item.default, help=note)
+        elif typing.get_origin(kind) is tuple:
+            group.add_argument(flag, type=_shares, default=item.default, metavar="A,B,...", help=note)
+        else:
+            group.add_argument(flag, type=kind, default=item.default, metavar=kind.__name__.upper(), help=note)
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))

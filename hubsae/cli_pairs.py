@@ -2,18 +2,17 @@
 
 import argparse
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hubsae.cli_options import add_texts, command, texts
+from hubsae.cli_options import add_fields, add_texts, command, texts
 
 _SHOWN = ("matched_share", "mean_corr_eval", "above_within_word", "invariance", "r2", "retrieval_at_1", "cka")
 _SHOWN += ("ev_own", "ev_transferred", "causal_corr", "stitched_loss_recovered")
 
 
-def add(commands: Any, add_fields: Callable[..., None]) -> None:
-    """Add the verbs to the parser's commands; `add_fields` adds a flag for every field of a settings dataclass."""
+def add(commands: Any) -> None:
+    """Add the verbs to the parser's commands."""
     from hubsae.align_config import AlignConfig
     from hubsae.anchors import AnchorConfig
 

@@ -1,6 +1,6 @@
 """Judging features against truth: how well the best feature of each known concept tells what carries it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,13 +35,8 @@ def match_concepts(values: Any, carried: np.ndarray, names: Sequence[str], fit: 
             f"concepts of shape {carried.shape} and a split of shape {fit.shape} for {values.shape[0]} units "
             f"and {len(names)} names"
         )
-    peak = np.asarray(values[fit].max(axis=0).todense()).ravel()
     best: dict[str, tuple[float, int, float, float, float]] = dict.fromkeys(names, (-1.0, 0, 0.0, 0.0, 0.0))
-    for threshold in THRESHOLDS:
-        says = values.copy()
-        says.data = (values.data > threshold * peak[values.indices]).astype(np.float32)
-        chosen = _scores(says[fit], carried[fit])[2]
-        precision, recall, f1 = _scores(says[~fit], carried[~fit])
+    for chosen, (precision, recall, f1) in _by_threshold(values, carried, fit):
         for j, name in enumerate(names):
             i = int(chosen[:, j].argmax())
             if chosen[i, j] > best[name][0]:
@@ -55,14 +50,9 @@ def concepts_of_features(values: Any, carried: np.ndarray, names: Sequence[str],
 
     Concept and threshold are chosen by F1 on the units to fit, the scores are those on the others.
     """
-    peak = np.asarray(values[fit].max(axis=0).todense()).ravel()
     n_features = values.shape[1]
     best, found = np.full(n_features, -1.0), [ConceptMatch(i, "", 0.0, 0.0, 0.0) for i in range(n_features)]
-    for threshold in THRESHOLDS:
-        says = values.copy()
-        says.data = (values.data > threshold * peak[values.indices]).astype(np.float32)
-        chosen = _scores(says[fit], carried[fit])[2]
-        scores = _scores(says[~fit], carried[~fit])
+    for chosen, scores in _by_threshold(values, carried, fit):
         concept = chosen.argmax(axis=1)
         for i in np.flatnonzero(chosen[np.arange(n_features), concept] > best):
             j = int(concept[i])
@@ -89,6 +79,15 @@ def agreement(a: Sequence[ConceptMatch], b: Sequence[ConceptMatch], least_f1: fl
     rng = np.random.default_rng(seed)
     shuffled = np.mean([np.mean(first == rng.permutation(second)) for _ in range(100)])
     return Agreement(len(both), float(np.mean(first == second)), float(shuffled))
+
+
+def _by_threshold(values: Any, carried: np.ndarray, fit: np.ndarray) -> Iterator[tuple[np.ndarray, tuple]]:
+    """For every threshold (F, concepts) F1 on the units to fit, and precision, recall and F1 on the others."""
+    peak = np.asarray(values[fit].max(axis=0).todense()).ravel()
+    for threshold in THRESHOLDS:
+        says = values.copy()
+        says.data = (values.data > threshold * peak[values.indices]).astype(np.float32)
+        yield _scores(says[fit], carried[fit])[2], _scores(says[~fit], carried[~fit])
 
 
 def _scores(says: Any, carried: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse
 
 from hubsae.matching import Block
+from hubsae.threads import spans
 
 _VALUES_AT_ONCE = 1 << 25
 _PAIRS_AT_ONCE = 2048
@@ -56,8 +57,7 @@ def correlation_blocks(codes: CodePair, min_firings: int = 1, min_cofirings: int
     rows = codes.a.T.tocsr()
     marks = _marks(rows) if min_cofirings else None
     size = max(1, min(n_b, _VALUES_AT_ONCE // max(n_a, 1)))
-    for start in range(0, n_b, size):
-        part = slice(start, min(start + size, n_b))
+    for part in spans(n_b, size):
         block = codes.b[:, part].tocsr()
         r = (rows @ block).toarray().astype(np.float32, copy=False)
         r -= np.outer(sum_a / codes.n, sum_b[part]).astype(np.float32)
@@ -80,6 +80,12 @@ def _marks(matrix: Any) -> Any:
     ones = matrix.copy()
     ones.data = np.ones(len(ones.data), np.float32)
     return ones
+
+
+def _products(za: Any, zb: Any, a: np.ndarray, b: np.ndarray) -> Iterator[Any]:
+    """(n, some) sparse: the columns a of one matrix times the columns b of the other, entry by entry, in turn."""
+    for part in spans(len(a), _PAIRS_AT_ONCE):
+        yield za[:, a[part]].multiply(zb[:, b[part]])
 
 
 def rolled(codes: CodePair, by: int) -> CodePair:
@@ -116,13 +122,19 @@ class DocumentSums:
 
     def of_pairs(self, a: np.ndarray, b: np.ndarray) -> "PairSums":
         """The sums of the pairs (a[i], b[i])."""
-        za, zb = self.codes.a, self.codes.b
-        cross = [
-            (self.into @ za[:, a[s : s + _PAIRS_AT_ONCE]].multiply(zb[:, b[s : s + _PAIRS_AT_ONCE]])).tocsc()
-            for s in range(0, len(a), _PAIRS_AT_ONCE)
-        ]
+        cross = [(self.into @ product).tocsc() for product in _products(self.codes.a, self.codes.b, a, b)]
         ab = scipy.sparse.hstack(cross, format="csc") if cross else scipy.sparse.csc_matrix((len(self.n), 0))
         return PairSums(self.n, self.a[:, a], self.b[:, b], self.aa[:, a], self.bb[:, b], ab)
+
+    def correlations(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        """`PairSums.correlations` of any number of pairs, some at a time; 0 without variance; draws in fp32."""
+        kind = np.float64 if weights is None else np.float32
+        parts = [
+            self.of_pairs(a[part], b[part]).correlations(weights).astype(kind)
+            for part in spans(len(a), 2 * _PAIRS_AT_ONCE)
+        ]
+        empty = np.zeros(0 if weights is None else (len(weights), 0))
+        return np.nan_to_num(np.concatenate(parts, axis=-1)) if parts else empty
 
 
 @dataclass(frozen=True)
@@ -155,8 +167,7 @@ class PairSums:
         w = np.random.default_rng(seed).multinomial(documents, np.full(documents, 1 / documents), size=n_draws)
         low, high = (np.full(self.ab.shape[1], np.nan) for _ in range(2))
         tail = 100 * (1 - level) / 2
-        for start in range(0, len(low), _PAIRS_AT_ONCE):
-            part = slice(start, start + _PAIRS_AT_ONCE)
+        for part in spans(len(low), _PAIRS_AT_ONCE):
             draws = self.where(part).correlations(w)
             some = np.isfinite(draws).sum(axis=0) > n_draws // 2
             if some.any():
@@ -210,9 +221,6 @@ def class_orders(classes: np.ndarray, n_draws: int, rng: np.random.Generator) ->
 
 def counts(codes: CodePair, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(m,) at how many places the features of each pair fire together."""
-    za, zb = _marks(codes.a), _marks(codes.b)
-    parts = [
-        np.asarray(za[:, a[s : s + _PAIRS_AT_ONCE]].multiply(zb[:, b[s : s + _PAIRS_AT_ONCE]]).sum(axis=0)).ravel()
-        for s in range(0, len(a), _PAIRS_AT_ONCE)
-    ]
+    products = _products(_marks(codes.a), _marks(codes.b), a, b)
+    parts = [np.asarray(product.sum(axis=0)).ravel() for product in products]
     return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)

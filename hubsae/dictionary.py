@@ -1,7 +1,7 @@
 """`Dictionary`: read sites -> code -> write sites, and the folder it lives in."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Self
@@ -22,6 +22,7 @@ from hubsae.settings import as_type
 from hubsae.sites import Site, columns, parse_sites
 from hubsae.sparse import SparseCode
 from hubsae.sparsity import Sparsity
+from hubsae.store import CONFIG, config_from
 from hubsae.tokens import TokenConfig
 
 FORMAT_VERSION = 1
@@ -101,25 +102,7 @@ class DictionaryConfig:
     @classmethod
     def from_dict(cls, data: dict) -> "DictionaryConfig":
         """From a config.json; raises `ArtifactError` for what is not ours or too new."""
-        if data.get("library_name") != "hubsae":
-            raise ArtifactError("config.json was not written by hubsae (no library_name 'hubsae')")
-        version = data.get("format_version")
-        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-            raise ArtifactError(f"config.json: format_version {version!r} is not a positive number")
-        if version > FORMAT_VERSION:
-            raise ArtifactError(
-                f"written in format {version} by hubsae {data.get('library_version')}; this version reads up to format "
-                f"{FORMAT_VERSION}. Run: pip install -U hubsae"
-            )
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(data) - known):
-            raise ArtifactError(
-                f"config.json: unknown entries {', '.join(unknown)}; they could change what it computes"
-            )
-        try:
-            return cls(**data)
-        except (TypeError, ValueError, KeyError) as error:
-            raise ArtifactError(f"config.json: {error}") from error
+        return config_from(cls, data, CONFIG, FORMAT_VERSION)
 
     @property
     def rule(self) -> Sparsity:

@@ -243,7 +243,7 @@ def spliced_sums(
             rows, kl = [_nll(original, given.targets)], mx.array(0.0)
             for value in made:
                 edited = models[number].run(given.ids, edit=replaced(writes, value, given.keep, number))
-                changed = _log_probabilities(edited, given.positions)
+                changed = log_probabilities(edited, given.positions)
                 rows.append(_nll(changed, given.targets))
                 if len(rows) == 2:
                     kl = mx.sum(mx.exp(original) * (original - changed), axis=-1)
@@ -268,10 +268,9 @@ class _Input:
     @classmethod
     def of(cls, batch: Sequence[Chunk]) -> "_Input":
         ids = padded([chunk.ids for chunk in batch])
-        keep = np.zeros(ids.shape, bool)
+        keep = padded([chunk.keep for chunk in batch]).astype(bool)
         valid = np.zeros(ids.shape, bool)
         for row, chunk in enumerate(batch):
-            keep[row, : len(chunk.ids)] = chunk.keep
             valid[row, : len(chunk.ids) - 1] = True
         documents = np.array([chunk.document for chunk in batch])[np.nonzero(valid)[0]]
         positions = mx.array(np.flatnonzero(valid).astype(np.int32))
@@ -297,7 +296,7 @@ def _read(
     for site in reads:
         activation = run.activations[site.of(0)].astype(mx.float32)
         rows[site] = mx.take(activation.reshape(-1, activation.shape[-1]), where, axis=0)
-    return _Reading(rows, _log_probabilities(run, given.positions) if is_written else None)
+    return _Reading(rows, log_probabilities(run, given.positions) if is_written else None)
 
 
 def _passes(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
@@ -316,7 +315,7 @@ def _length(chunk: Chunk) -> int:
     return max(len(c.ids) for c in (chunk, *chunk.partners))
 
 
-def _log_probabilities(run: Run, positions: mx.array) -> mx.array:
+def log_probabilities(run: Run, positions: mx.array) -> mx.array:
     """(n, V) log-probabilities of the next token at flat `positions`."""
     assert run.logits is not None
     picked = mx.take(run.logits.reshape(-1, run.logits.shape[-1]), positions, axis=0).astype(mx.float32)

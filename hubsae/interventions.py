@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hubsae import aligning, vectorised
+from hubsae import aligning
 from hubsae.alignment import Pair, StoredAlignment
 from hubsae.causal import CausalConfig, Effects, Steered, chosen_chunks, conditions
 from hubsae.errors import ConfigError
@@ -117,16 +117,7 @@ def _directions(alignment: StoredAlignment, feature: int, best: int | None) -> t
 
 
 def _effects(model: Steered, directions: np.ndarray, alpha: float | None, dose: float) -> Effects:
-    if alpha is None:
-        return model.effects(directions, dose)
-    lengths, step = np.full(len(directions), float(alpha)), model.at_once
-    with vectorised.exponentials():
-        parts = [
-            model.steered(unit(directions[start : start + step]), lengths[start : start + step])
-            for start in range(0, len(directions), step)
-        ]
-    change, kl = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Effects(change, kl, lengths)
+    return model.effects(directions, dose) if alpha is None else model.effects_at(directions, alpha)
 
 
 class _Names:

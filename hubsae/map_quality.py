@@ -70,8 +70,8 @@ def measure_maps(
         for method, map_ in there.items():
             known = {"direction": direction, "method": method}
             out += measure_map(rows, map_, config, known)
-            value, low, high = _explained(rows, maps.fitted(method, shifted, match), config)
-            out.append(measured("r2_shifted_fit", value, lo=low, hi=high, n=len(rows), **known))
+            nothing = maps.fitted(method, shifted, match)
+            out.append(_explained("r2_shifted_fit", rows, nothing(rows.x), nothing.mean_y, config, known))
             out += _measure_transfer(rows, map_, back[method], pair, config, known)
     return out
 
@@ -79,21 +79,19 @@ def measure_maps(
 def measure_map(rows: Rows, map_: LinearMap, config: AlignConfig, known: dict) -> list[dict[str, Any]]:
     """R2, R2 within words and their difference, retrieval: of one map on held-out rows."""
     rng = np.random.default_rng([config.seed, 3])
-    value, low, high = _explained(rows, map_, config)
+    found = _explained("r2", rows, map_(rows.x), map_.mean_y, config, known)
     nulls = _shifted_r2(rows, map_, config.n_shifts, rng)
-    p = (1 + int((nulls >= value).sum())) / (1 + len(nulls))
+    p = (1 + int((nulls >= found["value"]).sum())) / (1 + len(nulls))
     null = {"null_name": "rows moved on", "null_mean": nulls.mean(), "null_q95": np.quantile(nulls, 0.95), "p": p}
-    out = [measured("r2", value, lo=low, hi=high, n=len(rows), **known, **null)]
+    out = [{**found, **null}]
     out += _within_words(rows, map_, config, rng, known)
     return [*out, _retrieval(rows, map_, config, rng, known)]
 
 
-def _errors(rows: Rows, map_: LinearMap) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) squared errors of the map, and of the mean that it knows, at every row."""
-    return (
-        np.square(rows.y - map_(rows.x)).sum(axis=1, dtype=np.float64),
-        np.square(rows.y - map_.mean_y.astype(rows.y.dtype)).sum(axis=1, dtype=np.float64),
-    )
+def _errors(rows: Rows, guess: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) squared errors of a guess at y, and of the mean that a map knows."""
+    total = np.square(rows.y - mean.astype(rows.y.dtype)).sum(axis=1, dtype=np.float64)
+    return np.square(rows.y - guess).sum(axis=1, dtype=np.float64), total
 
 
 def by_document(document: np.ndarray, *values: np.ndarray) -> np.ndarray:
@@ -106,11 +104,14 @@ def _interval(sums: np.ndarray, statistic: Callable[[np.ndarray], float], config
     return metrics.bootstrap_interval(sums, statistic, n_draws=config.n_bootstraps, seed=config.seed)
 
 
-def _explained(rows: Rows, map_: LinearMap, config: AlignConfig) -> tuple[float, float, float]:
-    """R2 with its interval over documents."""
-    error, total = _errors(rows, map_)
+def _explained(
+    name: str, rows: Rows, guess: np.ndarray, mean: np.ndarray, config: AlignConfig, known: dict
+) -> dict[str, Any]:
+    """The share of y's variance about a mean that a guess explains, with its interval over documents."""
+    error, total = _errors(rows, guess, mean)
     sums = by_document(rows.document, error, total)
-    return 1 - float(error.sum() / total.sum()), *_interval(sums, lambda s: 1 - s[0] / s[1], config)
+    low, high = _interval(sums, lambda s: 1 - s[0] / s[1], config)
+    return measured(name, 1 - float(error.sum() / total.sum()), lo=low, hi=high, n=len(rows), **known)
 
 
 def _shifted_r2(rows: Rows, map_: LinearMap, n_draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -150,8 +151,8 @@ def _within_words(
     rows = rows.where(shared_words(rows))
     if len(rows) < 2:
         return []
-    error, total = _errors(rows, map_)
     guess = map_(rows.x)
+    error, total = _errors(rows, guess, map_.mean_y)
     shuffled = np.mean(
         [np.square(rows.y[_moved_within(rows.word, rng)] - guess).sum(axis=1, dtype=np.float64) for _ in range(5)],
         axis=0,
@@ -239,14 +240,7 @@ def _measure_transfer(
         "ev_transferred": map_(_reconstructed(pair[0], returned)),
         "ev_round_trip": map_(returned),
     }
-    total = np.square(rows.y - map_.mean_y.astype(rows.y.dtype)).sum(axis=1, dtype=np.float64)
-    out = []
-    for name, guess in guesses.items():
-        error = np.square(rows.y - guess).sum(axis=1, dtype=np.float64)
-        sums = by_document(rows.document, error, total)
-        low, high = _interval(sums, lambda s: 1 - s[0] / s[1], config)
-        out.append(measured(name, 1 - float(error.sum() / total.sum()), lo=low, hi=high, n=len(rows), **known))
-    return out
+    return [_explained(name, rows, guess, map_.mean_y, config, known) for name, guess in guesses.items()]
 
 
 def top_k_overlap(

@@ -10,6 +10,7 @@ import scipy.sparse
 from scipy.sparse.csgraph import connected_components
 
 from hubsae.errors import ConfigError
+from hubsae.threads import spans
 
 MATCHINGS = ("one_to_one", "mutual")
 _VALUES_AT_ONCE = 1 << 25
@@ -106,8 +107,7 @@ def cosine_blocks(a: np.ndarray, b: np.ndarray) -> Iterator[Block]:
     """Cosines of directions a (F_A, d), b (F_B, d), some of B's at a time; 0 where one is zero."""
     size = max(1, _VALUES_AT_ONCE // max(len(a), 1))
     unit_a, unit_b = (unit(rows).astype(np.float32) for rows in (a, b))
-    for start in range(0, len(b), size):
-        part = slice(start, min(start + size, len(b)))
+    for part in spans(len(b), size):
         yield part, unit_a @ unit_b[part].T
 
 

@@ -9,7 +9,7 @@ import scipy.sparse
 
 from hubsae import tokens
 from hubsae.activations import harvest
-from hubsae.anchors import AnchorSet
+from hubsae.anchors import SPLITS, AnchorSet
 from hubsae.cooccurrence import CodePair
 from hubsae.dictionary import Dictionary
 from hubsae.errors import DataError
@@ -17,7 +17,6 @@ from hubsae.joint_moments import JointMoments
 from hubsae.lm import LanguageModel
 from hubsae.sites import Site
 
-SPLITS = ("fit", "match", "eval")
 _OUTLIER = 10  # times the median length of a row
 _SHARDS, _SHARD_BYTES = 10, 1 << 30
 _FEWEST_SHARDS = 3
@@ -85,7 +84,6 @@ def observe(
     anchors: AnchorSet,
     *,
     eval_rows: int = 20_000,
-    splits: Sequence[str] = SPLITS,
     seed: int = 0,
     progress: bool = False,
 ) -> Observed:
@@ -98,7 +96,7 @@ def observe(
     with _bar(progress, anchors.n) as bar:
         for group in tokens.groups(anchors.chunks, p + q):
             rows = harvest(models, sites, group).rows
-            pass_.add(rows[:, :p], rows[:, p:], slice(start, start + len(rows)), splits)
+            pass_.add(rows[:, :p], rows[:, p:], slice(start, start + len(rows)))
             start += len(rows)
             bar.update(len(rows))
     return pass_.observed()
@@ -126,7 +124,7 @@ class _Pass:
         self._parts: dict[str, list[Any]] = {"match": [], "eval": []}
         self._n_outliers = 0
 
-    def add(self, x: np.ndarray, y: np.ndarray, where: slice, splits: Sequence[str]) -> None:
+    def add(self, x: np.ndarray, y: np.ndarray, where: slice) -> None:
         document, word = self._anchors.document[where], self._anchors.word[where]
         lengths = [np.linalg.norm(rows, axis=1) for rows in (x, y)]
         if not self._limits:
@@ -137,19 +135,17 @@ class _Pass:
         good = (lengths[0] <= self._limits[0]) & (lengths[1] <= self._limits[1])
         self._n_outliers += int((~good).sum())
         split = self._anchors.split[document]
-        masks = {name: good & (split == SPLITS.index(name)) for name in splits}
-        if "fit" in masks and masks["fit"].any():
+        masks = {name: good & (split == number) for number, name in enumerate(SPLITS)}
+        if masks["fit"].any():
             self._add_fit(x[masks["fit"]], y[masks["fit"]], document[masks["fit"]])
-        if "match" in masks:
-            self._match.add(x[masks["match"]], y[masks["match"]])
-        for name in self._parts.keys() & masks.keys():
+        self._match.add(x[masks["match"]], y[masks["match"]])
+        for name in self._parts:
             chosen = masks[name]
             if chosen.any():
                 codes = [_codes(d, rows[chosen]) for d, rows in zip(self._dictionaries, (x, y), strict=True)]
                 self._parts[name].append((*codes, document[chosen], word[chosen]))
-        if "eval" in masks:
-            kept = masks["eval"] & self._sampled[document]
-            self._rows.append(Rows(x[kept], y[kept], document[kept], word[kept]))
+        kept = masks["eval"] & self._sampled[document]
+        self._rows.append(Rows(x[kept], y[kept], document[kept], word[kept]))
 
     def _add_fit(self, x: np.ndarray, y: np.ndarray, document: np.ndarray) -> None:
         for number, moments in enumerate(self._fit):

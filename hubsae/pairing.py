@@ -9,12 +9,14 @@ from hubsae import cooccurrence, matching, similarity
 from hubsae.align_config import AlignConfig
 from hubsae.cooccurrence import CodePair, DocumentSums
 from hubsae.errors import DataError
+from hubsae.joint_moments import JointMoments
 from hubsae.maps import LinearMap, fitted, haar
 from hubsae.matching import Block, Edges
 from hubsae.paired_rows import Observed
+from hubsae.threads import spans
 
 FATES = ("matched", "unconfirmed", "lost_assignment", "below_null", "too_rare", "dead")
-_ORDERS_AT_ONCE = 1 << 25
+_ORDERS_AT_ONCE, _EDGES_AT_ONCE = 1 << 25, 4096
 _NULL_MAXIMA = 10_000  # best scores of the null from which its quantile is taken
 _ROUNDING = 1e-6  # of correlations in single precision: equal ones count as reached
 _GROUPS = 50  # of documents, drawn anew when pairs are looked for again
@@ -48,7 +50,7 @@ def pair_up(
         )
     thresholds = _thresholds(match, mapped, decoder_b, config, rng)
     edges = _candidates(match, mapped, decoder_b, thresholds, config)
-    correlation = _correlations(match, edges)
+    correlation = DocumentSums.of(match, 1).correlations(edges.a, edges.b)
     cosine = _cosines(mapped, decoder_b, edges)
     chosen = _chosen(edges, correlation, cosine, thresholds, config)
     found = edges.where(chosen)
@@ -139,20 +141,9 @@ def _candidates(
     return matching.joined(found, shape[1])
 
 
-def _correlations(codes: CodePair, edges: Edges) -> np.ndarray:
-    sums = DocumentSums.of(codes, 1)
-    step = 4096
-    parts = [
-        sums.of_pairs(edges.a[s : s + step], edges.b[s : s + step]).correlations() for s in range(0, len(edges), step)
-    ]
-    return np.nan_to_num(np.concatenate(parts)) if parts else np.zeros(0)
-
-
 def _cosines(mapped: np.ndarray, decoder_b: np.ndarray, edges: Edges) -> np.ndarray:
-    a, b, step = matching.unit(mapped), matching.unit(decoder_b), 4096
-    parts = [
-        np.einsum("md,md->m", a[edges.a[s : s + step]], b[edges.b[s : s + step]]) for s in range(0, len(edges), step)
-    ]
+    a, b = matching.unit(mapped), matching.unit(decoder_b)
+    parts = [np.einsum("md,md->m", a[edges.a[part]], b[edges.b[part]]) for part in spans(len(edges), _EDGES_AT_ONCE)]
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
@@ -250,19 +241,14 @@ def _invariance(
     sums = DocumentSums.of(observed.codes["match"], _GROUPS)
     groups = len(sums.n)
     weights = rng.multinomial(groups, np.full(groups, 1 / groups), size=config.n_refits)
-    step = 4096
-    draws = [
-        sums.of_pairs(edges.a[s : s + step], edges.b[s : s + step]).correlations(weights).astype(np.float32)
-        for s in range(0, len(edges), step)
-    ]
-    correlation = np.nan_to_num(np.concatenate(draws, axis=1)) if draws else np.zeros((config.n_refits, 0))
+    correlation = sums.correlations(edges.a, edges.b, weights)
     again = np.zeros(int(chosen.sum()))
     for draw in range(config.n_refits):
         cosine = np.zeros(len(edges))
         if config.criterion != "correlation":
             shards = len(observed.fit)
             parts = rng.multinomial(shards, np.full(shards, 1 / shards)) if shards > 1 else [1]
-            refit = fitted(config.method, type(observed.match).weighted(observed.fit, parts), observed.match)
+            refit = fitted(config.method, JointMoments.weighted(observed.fit, parts), observed.match)
             cosine = _cosines(decoder_a @ refit.matrix, decoder_b, edges)
         again += _chosen(edges, correlation[draw], cosine, thresholds, config)[chosen]
     return again / config.n_refits

@@ -7,7 +7,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -22,6 +24,7 @@ ALIGNMENT = "alignment.json"
 MAP = "map.safetensors"
 CONFIGS = {CONFIG: "a dictionary", ALIGNMENT: "an alignment"}  # by its config's name, what a folder of hubsae's holds
 _STAGE = ".writing-"
+C = TypeVar("C", bound=Any)
 
 
 def read_json(path: Path) -> dict:
@@ -33,6 +36,31 @@ def read_json(path: Path) -> dict:
     if not isinstance(data, dict):
         raise ArtifactError(f"{path}: expected a JSON object, found a {type(data).__name__}")
     return data
+
+
+def config_from(kind: type[C], data: dict, name: str, newest: int) -> C:
+    """A config (a dataclass) from the content of the file `name`, in a format up to `newest`.
+
+    Raises `ArtifactError` for what is not ours or too new, unknown entries, and what the config itself refuses.
+    """
+    if data.get("library_name") != "hubsae":
+        raise ArtifactError(f"{name} was not written by hubsae (no library_name 'hubsae')")
+    version = data.get("format_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ArtifactError(
+            f"{name}: format_version {version!r} is not a positive number, so it was not written by hubsae"
+        )
+    if version > newest:
+        raise ArtifactError(
+            f"written in format {version} by hubsae {data.get('library_version')}; this version reads up to format "
+            f"{newest}. Run: pip install -U hubsae"
+        )
+    if unknown := sorted(set(data) - {f.name for f in fields(kind)}):
+        raise ArtifactError(f"{name}: unknown entries {', '.join(unknown)}; they could change what it computes")
+    try:
+        return kind(**data)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{name}: {error}") from error
 
 
 def write_json(path: Path, data: dict) -> None:

@@ -17,7 +17,7 @@ from hubsae.map_quality import measured
 from hubsae.maps import LinearMap
 from hubsae.sites import Site
 from hubsae.sparse import as_numpy
-from hubsae.tokens import take_rows
+from hubsae.tokens import special_ids, take_rows, token_texts
 
 D = TypeVar("D", bound=Dictionary)
 
@@ -108,8 +108,6 @@ class _Rows:
 
 def shared_tokens(models: Sequence[LanguageModel]) -> tuple[np.ndarray, np.ndarray]:
     """Ids of the tokens of two models that stand for the same text, in the same order; special tokens left out."""
-    from hubsae.tokens import special_ids, token_texts
-
     by_text = []
     for model in models:
         special = set(special_ids(model.tokenizer).tolist())

@@ -16,8 +16,8 @@ errors
 backend
 settings tables
 sites
-metrics threads distributed joint_moments frames matching
-maps
+metrics threads distributed joint_moments frames
+maps matching
 similarity cooccurrence align_config
 vectorised choose
 entries
