@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hubsae.errors import HubsaeError, HubsaeWarning
     from hubsae.evaluate import Evaluation
     from hubsae.features import Features
+    from hubsae.formats.reading import list_dictionaries
     from hubsae.labelers import EndpointLabeler
     from hubsae.recipe import CrosscoderConfig, SAEConfig, TranscoderConfig
     from hubsae.sites import Site
@@ -62,6 +63,7 @@ _HOMES = {
     "align": "two_models",
     "find_feature_circuits": "circuits",
     "load_alignment": "two_models",
+    "list_dictionaries": "formats.reading",
     "load_sae": "api",
     "train_crosscoder": "api",
     "verify": "two_models",
@@ -97,6 +99,7 @@ __all__ = [
     "Verification",
     "align",
     "find_feature_circuits",
+    "list_dictionaries",
     "load_alignment",
     "load_sae",
     "train_crosscoder",

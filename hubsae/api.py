@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ from hubsae import diffing, evaluate
 from hubsae.activations import site_product
 from hubsae.activations import width as width_of
 from hubsae.dashboard.methods import WithDashboard
-from hubsae.dictionary import Dictionary
 from hubsae.diffing import LatentScaling
 from hubsae.errors import ConfigError, SiteError
 from hubsae.evaluate import Evaluation
 from hubsae.fit import Run, fit, swept, wanted
+from hubsae.formats.imported import Given
+from hubsae.formats.reading import load_dictionary
 from hubsae.identity import Check, Difference, check_policy
 from hubsae.lm import LanguageModel
+from hubsae.norms import norm_before
 from hubsae.recipe import CrosscoderConfig, SAEConfig, TranscoderConfig
 from hubsae.report import ReportTo
 from hubsae.settings import as_type
@@ -129,27 +132,33 @@ def load_sae(
     revision: str | None = None,
     subfolder: str | None = None,
     check: Check = "warn",
+    reads: Any = None,
+    writes: Any = None,
+    k: int | None = None,
+    input_scales: Any = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Any:
-    """The `SAE`, `Transcoder` or `Crosscoder` of a folder or Hub repository, compared with `model` where one is given.
+    """The `SAE`, `Transcoder` or `Crosscoder` of a folder, file or Hub repository, compared with `model` if given.
+
+    Ours, or another library's by what is in the folder (SAELens, Gemma Scope, sparsify, dictionary_learning, ...): it
+    is brought to raw activations exactly, or refused with the reason. subfolder names one of several
+    (`list_dictionaries`). What foreign files leave out can be said: reads and writes (sites), k of a TopK,
+    input_scales (by which each site's rows are multiplied before encoding).
 
     A structure that does not fit raises `CompatibilityError`; other weights, tokenizer, quantisation or repository than
     recorded warn (`check="strict"` raises, `"ignore"` does neither). What reads several models takes a list of them.
     """
     check_policy(check)
-    found = Dictionary.from_pretrained(
-        source,
-        revision=revision,
-        subfolder=subfolder,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-    )
+    said = Given.of(reads, writes, k, input_scales)
+    access: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    models = () if model is None else as_models(model)
+    norm_of = partial(norm_before, models[0]) if models else None
+    found = load_dictionary(source, said, norm_of=norm_of, revision=revision, subfolder=subfolder, **access)
     dictionary = _KINDS[found.config.kind].taken_from(found)
-    if model is not None:
-        dictionary.bind(model, check)
+    if models:
+        dictionary.bind(list(models), check)
     return dictionary
 
 

@@ -213,7 +213,7 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
     ) -> Self:
         if model_kwargs:
             raise ConfigError(f"{cls.__name__}.from_pretrained does not take {', '.join(sorted(model_kwargs))}")
-        inside = _inside(subfolder)
+        inside = subfolder_path(subfolder)
         local = local_folder(model_id)
         if local is not None:
             if revision is not None:
@@ -349,7 +349,7 @@ def _as_list(patterns: list[str] | str | None) -> list[str]:
     return [patterns] if isinstance(patterns, str) else list(patterns or [])  # the client extends the caller's list
 
 
-def _inside(subfolder: str | None) -> PurePosixPath:
+def subfolder_path(subfolder: str | None) -> PurePosixPath:
     """A subfolder as a relative path that stays inside the repository, or `ConfigError`."""
     path = PurePosixPath((subfolder or "").strip("/"))
     if path.is_absolute() or ".." in path.parts or "\\" in str(path):

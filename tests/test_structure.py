@@ -29,10 +29,18 @@ store render hub_client
 hub
 tokens
 dictionary
+formats.zip_entries
+formats.pickle_machine
+formats.pt_file formats.parts formats.repo_files formats.hook_names
+formats.tensors formats.imported
+formats.layout
+formats.saelens formats.sparsify formats.gemma_scope formats.openmoss formats.dictionary_learning
+formats.circuit_tracer formats.crosscoders formats.loose_pt formats.mlxterp
+formats.reading
 taps
 lm_files probe
 lm
-anchors
+anchors norms
 activation_cache
 activations
 checkpoint
