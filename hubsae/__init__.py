@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hubsae.evaluate import Evaluation
     from hubsae.features import Features
     from hubsae.formats.reading import list_dictionaries
+    from hubsae.formats.writing import export_transcoder_set
     from hubsae.labelers import EndpointLabeler
     from hubsae.recipe import CrosscoderConfig, SAEConfig, TranscoderConfig
     from hubsae.sites import Site
@@ -61,6 +62,7 @@ _HOMES = {
     "TranscoderConfig": "recipe",
     "Verification": "verification",
     "align": "two_models",
+    "export_transcoder_set": "formats.writing",
     "find_feature_circuits": "circuits",
     "load_alignment": "two_models",
     "list_dictionaries": "formats.reading",
@@ -98,6 +100,7 @@ __all__ = [
     "TranscoderConfig",
     "Verification",
     "align",
+    "export_transcoder_set",
     "find_feature_circuits",
     "list_dictionaries",
     "load_alignment",

@@ -18,6 +18,7 @@ from hubsae.evaluate import Evaluation
 from hubsae.fit import Run, fit, swept, wanted
 from hubsae.formats.imported import Given
 from hubsae.formats.reading import load_dictionary
+from hubsae.formats.writing import EXPORTS, export, export_features, write_export
 from hubsae.identity import Check, Difference, check_policy
 from hubsae.lm import LanguageModel
 from hubsae.norms import norm_before
@@ -32,6 +33,7 @@ class BoundDictionary(WithDashboard):
     """A dictionary with what can be asked of it together with its language model or models, `models` when bound."""
 
     models: tuple[LanguageModel, ...] = ()
+    forms = tuple(EXPORTS)
 
     @property
     def model(self) -> LanguageModel | None:
@@ -75,6 +77,20 @@ class BoundDictionary(WithDashboard):
         models = as_models(model)
         self.check([m.identity for m in models], self._widths(models))
         return models
+
+    def export(self, folder: str | Path, to: str = "saelens") -> Path:
+        """Write it as another library loads it, `"saelens"` or `"sparsify"`; returns the folder.
+
+        Raises `ArtifactError` where that library has nothing that would compute the same.
+        """
+        return export(self, folder, to)
+
+    def export_features(self, folder: str | Path, *, model_id: str, source_set: str) -> Path:
+        """Write the records of its features that Neuronpedia imports, from `feature_statistics`; returns the folder."""
+        return export_features(self, self.features, folder, model_id=model_id, source_set=source_set)
+
+    def _write_form(self, folder: Path, form: str) -> None:
+        write_export(self, folder, form)
 
     def evaluate(
         self, model: Any = None, texts: Any = None, *, max_rows: int = 50_000, text_column: str = "text"

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from hubsae import cli_features, cli_pairs
+from hubsae import cli_features, cli_formats, cli_pairs
 from hubsae.cli_options import add_dictionary, add_fields, add_model, add_texts, bound, command, load, numbers_of, texts
 from hubsae.errors import HubsaeError, HubsaeWarning
 
@@ -66,10 +66,13 @@ def _parser() -> argparse.ArgumentParser:
         help="what to do with a card that people edited",
     )
 
+    push.add_argument("--also", action="append", choices=("saelens", "sparsify"), help="add this form; may be repeated")
+
     show = command(commands, "show", _show, "what is in this repository: model, site, metrics, compatibility")
     add_dictionary(show)
     show.add_argument("--model", action="append", help="also compare it with this language model; twice for two")
 
+    cli_formats.add(commands)
     cli_features.add(commands)
     cli_pairs.add(commands)
     command(commands, "env", _env, "what hubsae computes with here")
@@ -207,6 +210,7 @@ def _push(options: argparse.Namespace) -> None:
         commit_message=options.message,
         card=options.card,
         tag=options.tag,
+        also=options.also,
     )
     print(commit.pr_url or commit)
 
@@ -222,10 +226,12 @@ def _show(options: argparse.Namespace) -> None:
         ("writes", ", ".join(f"{s} ({w})" for s, w in zip(config.writes, config.write_widths, strict=True))),
         ("features", f"{config.n_features:,}"),
         ("sparsity", sae.rule),
-        ("trained on", f"{sae.statistics.get('rows')} tokens" if sae.statistics else "not recorded"),
+        ("trained on", f"{sae.statistics['rows']} tokens" if "rows" in sae.statistics else "not recorded"),
         ("format", f"{config.format_version}, written by hubsae {config.library_version}"),
     ]
     for label, value in rows:
+        print(f"{label:12} {value}")
+    for label, value in cli_formats.provenance(sae):
         print(f"{label:12} {value}")
     print(_numbers(sae.metrics))
     if options.model:

@@ -18,7 +18,7 @@ def add_dictionary(parser: argparse.ArgumentParser) -> None:
     """The dictionary that a verb is about."""
     parser.add_argument("dictionary", help="folder or repository id")
     parser.add_argument("--revision", help="revision of the dictionary's repository")
-    parser.add_argument("--subfolder", help="folder inside it")
+    parser.add_argument("--subfolder", help="folder (or file) inside it; `hubsae list` shows them")
 
 
 def add_texts(parser: argparse.ArgumentParser, required: bool = True) -> None:

@@ -7,6 +7,7 @@ torch: the same methods with the same signatures, on top of `huggingface_hub.Mod
 import glob
 import tempfile
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Self
@@ -51,6 +52,7 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
     arrays_file: ClassVar[str] = WEIGHTS
     tables: ClassVar[tuple[str, ...]] = ()  # that `_save_pretrained` may write, downloaded with the arrays
     more_files: ClassVar[tuple[str, ...]] = ()  # that it may write too, fetched when they are needed
+    forms: ClassVar[tuple[str, ...]] = ()  # of other libraries, that `_write_form` writes into a folder of this name
     config: Any
     statistics: dict
     metrics: dict
@@ -86,6 +88,10 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
 
     def _read_more(self, folder: Path) -> None:
         """Read the tables of a folder; raises `ArtifactError` where they do not fit the config."""
+
+    def _write_form(self, folder: Path, form: str) -> None:
+        """Write what another library loads into an empty folder."""
+        raise NotImplementedError(f"{type(self).__name__} has to say how its form {form!r} is written")
 
     def class_tags(self) -> list[str]:
         """Tags of the card's front matter that all artifacts of this class have."""
@@ -280,12 +286,15 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
         model_card_kwargs: dict[str, Any] | None = None,
         card: render.CardPolicy = "merge",
         tag: str | None = None,
+        also: Sequence[str] | None = None,
     ) -> CommitInfo:
         """Publish as one commit; creates the repository, and the branch, where they are missing.
 
         The push is bound to the head that was seen: when somebody else pushes in between, it fails and changes
         nothing. `card` says what happens to a card that people edited, there or in the folder that this was
-        loaded from (see `save_pretrained`); `tag` names the new commit.
+        loaded from (see `save_pretrained`); `tag` names the new commit. `also` puts other libraries' forms (such as
+        "saelens") into folders of that name beside it; those that are there already are written anew if nothing is
+        said, and taken away if others are named.
         """
         if branch and create_pr:
             raise ConfigError(f"branch={branch!r} and create_pr=True exclude each other")
@@ -301,11 +310,15 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
                 folder = Path(temporary, "artifact")
                 folder.mkdir()
                 has_card = any(file.rfilename == CARD for file in info.siblings or [])
+                names = [file.rfilename for file in info.siblings or []]
+                wanted, gone = self._forms(also, names)
                 if old := self._old_card(repo_id, info.sha if has_card else None, token):
                     (folder / CARD).write_text(old, encoding="utf-8")
-                self.save_pretrained(
-                    folder, config=config, repo_id=repo_id, model_card_kwargs=model_card_kwargs, card=card
-                )
+                values = {**(model_card_kwargs or {}), **({"also": wanted} if wanted else {})}
+                self.save_pretrained(folder, config=config, repo_id=repo_id, model_card_kwargs=values, card=card)
+                for form in wanted:
+                    (folder / form).mkdir()
+                    self._write_form(folder / form, form)
                 with warnings.catch_warnings():  # features.parquet belongs to the model that it describes
                     warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")
                     commit = api.upload_folder(
@@ -318,7 +331,7 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
                         parent_commit=info.sha,
                         allow_patterns=_as_list(allow_patterns) or None,
                         ignore_patterns=_as_list(ignore_patterns) or None,
-                        delete_patterns=[*_as_list(delete_patterns), *self._absent(folder)] or None,
+                        delete_patterns=[*_as_list(delete_patterns), *self._absent(folder), *gone] or None,
                     )
             if tag:
                 tag_commit(api, repo_id, tag, commit.oid, kind)
@@ -329,12 +342,21 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
 
         Without `revision` the repository has none.
         """
-        paths = [Path(self.source.name, CARD)] if self.source and not self.source.revision else []
+        own = self.source is not None and not self.source.revision and not self.statistics.get("imported")
+        paths = [Path(self.source.name, CARD)] if own and self.source else []  # not another library's
         if revision:
             there = hf_hub_download(repo_id, CARD, repo_type=self.repo_type, revision=revision, token=token)
             paths.insert(0, Path(there))
         texts = [read_card(path) for path in paths if path.is_file()]
         return next((text for text in texts if render.is_edited(text)), texts[0] if texts else None)
+
+    def _forms(self, also: Sequence[str] | None, names: list[str]) -> tuple[list[str], list[str]]:
+        """The forms to write beside it, and patterns of the files of those to take away."""
+        there = [form for form in self.forms if any(name.startswith(f"{form}/") for name in names)]
+        wanted = there if also is None else list(dict.fromkeys(_as_list(also)))
+        if unknown := [form for form in wanted if form not in self.forms]:
+            raise ConfigError(f"also={unknown}: this has the forms {', '.join(self.forms) or 'of no other library'}")
+        return wanted, [f"{form}/*" for form in there if form not in wanted]
 
     def _absent(self, folder: Path) -> list[str]:
         """Files that an artifact may have and this one has not: an earlier version's must not stay behind."""
@@ -345,7 +367,7 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
         return (STATISTICS, METRICS, *self.tables, *self.more_files)
 
 
-def _as_list(patterns: list[str] | str | None) -> list[str]:
+def _as_list(patterns: Sequence[str] | str | None) -> list[str]:
     return [patterns] if isinstance(patterns, str) else list(patterns or [])  # the client extends the caller's list
 
 

@@ -1,16 +1,19 @@
 """The Hub's client: introduced as hubsae, its errors turned into ours, repositories as folders of one commit."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from httpx2 import HTTPError
+from httpx2 import HTTPError, TransportError
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub import errors as hf
 
 from hubsae.errors import ConfigError, HubError
+
+NO_ANSWER = (ConnectionError, TransportError)  # what the client raises where nobody answers
 
 
 def library_version() -> str:
@@ -88,7 +91,7 @@ def snapshot(
     local_files_only: bool = False,
 ) -> Path:
     """The cached folder of `repo_id` at one commit, with the files that match `allow_patterns`."""
-    with hub_errors(repo_id, revision, repo_type):
+    with hub_errors(repo_id, revision, repo_type), _without_notes():
         try:
             return Path(
                 snapshot_download(
@@ -108,6 +111,21 @@ def snapshot(
             if isinstance(error, hf.LocalEntryNotFoundError):
                 raise
             raise HubError(f"{repo_id}: this {what} misses a file: {error}") from error
+
+
+@contextlib.contextmanager
+def _without_notes() -> Iterator[None]:
+    """Context in which the client does not tell that no file matched: it was asked whether there is one."""
+    log = logging.getLogger("huggingface_hub._snapshot_download")
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("No files matched")
+
+    log.addFilter(is_wanted)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_wanted)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,9 @@ formats.tensors formats.imported
 formats.layout
 formats.saelens formats.sparsify formats.gemma_scope formats.openmoss formats.dictionary_learning
 formats.circuit_tracer formats.crosscoders formats.loose_pt formats.mlxterp
-formats.reading
+formats.reading formats.exported
+formats.to_saelens formats.to_sparsify formats.to_circuit_tracer formats.to_neuronpedia
+formats.writing
 taps
 lm_files probe
 lm
@@ -83,7 +85,7 @@ demo.run
 pair_config
 pair_run
 cli_options
-cli_features cli_pairs
+cli_features cli_formats cli_pairs
 cli
 """
 LEVEL = {room: level for level, line in enumerate(ROOMS.split("\n")) for room in line.split()}

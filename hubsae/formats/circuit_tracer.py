@@ -41,7 +41,7 @@ def _read(files: RepoFiles, entry: str, given: Given) -> Imported:
     if len(shape) != 2:
         raise ArtifactError(f"{entry}: W_enc has shape {shape}, expected (features, columns)")
     n, d_in = shape
-    d_out = tensors.shape("b_dec")[0] if tensors.shape("b_dec") else 0
+    d_out = d_in  # both are the residual stream's
     skip = tensors.optional("W_skip", (d_out, d_in))
     rule, learned = rectified(tensors.optional("activation_function.threshold", (n,)))
     parts = Parts(

@@ -9,7 +9,7 @@ import numpy as np
 from hubsae.errors import ArtifactError
 from hubsae.formats.hook_names import base_model, site_of_hook
 from hubsae.formats.imported import Given, Imported
-from hubsae.formats.layout import Layout, refused, scalar_threshold, setting, width
+from hubsae.formats.layout import Layout, positive, refused, scalar_threshold, setting, width
 from hubsae.formats.parts import Parts
 from hubsae.formats.repo_files import RepoFiles, beside, folders_with
 from hubsae.formats.tensors import Tensors
@@ -98,7 +98,7 @@ def _read_sf(files: RepoFiles, entry: str, given: Given) -> Imported:
         tensors.take("decoder.bias", (sources, d)).reshape(-1),
     )
     rule, parts = _selection(config, tensors, parts, sources, d)
-    parts = _normalised(tensors, parts, sources, d)
+    parts = _normalised(config, tensors, parts, sources, d)
     tensors.ignore(["code_normalization_id"])
     tensors.finish()
     sites = given.reads or _of_each(None, sources)
@@ -129,13 +129,20 @@ def _selection(config: dict, tensors: Tensors, parts: Parts, sources: int, d: in
     return JumpReLU(), replace(parts, learned=learned)
 
 
-def _normalised(tensors: Tensors, parts: Parts, sources: int, d: int) -> Parts:
+def _normalised(config: dict, tensors: Tensors, parts: Parts, sources: int, d: int) -> Parts:
     """Fold (x - mean) · target_rms / sqrt(sum of variances) away, where the file holds means and deviations."""
-    mean, std = (tensors.statistic(f"activation_{name}", (sources, d)) for name in ("mean", "std"))
-    target = tensors.number("target_rms") if "target_rms" in tensors else 1.0
     tensors.ignore(["activation_global_scale"])
-    if mean is None or std is None:
+    names = ("activation_mean", "activation_std")
+    if not any(name in tensors for name in (*names, "target_rms")):
         return parts
+    mean, std = (tensors.statistic(name, (sources, d)) for name in names)
+    target = tensors.number("target_rms") if "target_rms" in tensors else None
+    if mean is None and std is None:
+        return parts
+    if target is None:
+        target = positive(config, "target_rms")
+    if mean is None or std is None or not np.all((std**2).sum(axis=1) > 0):
+        raise ArtifactError(f"{tensors.where}: of {' and '.join(names)} one is off or 0, so rows cannot be normalised")
     scale = target / np.sqrt((std.astype(np.float64) ** 2).sum(axis=1))
     return parts.scaled(np.repeat(scale, d)).shifted(mean.reshape(-1))
 

@@ -151,12 +151,12 @@ def input_of(site: Site) -> Site:
     return Site(site.layer, site.component + mark, site.model)
 
 
-def hook_of(site: Site, model_type: str | None) -> str | None:
-    """TransformerLens' name of a site, or None where it has none."""
-    kind = {"gemma2": "sandwich", "gemma3_text": "sandwich", "gemma3": "sandwich", "gpt2": "gpt2", "gpt_neox": "neox"}
-    family = _FAMILIES[kind.get(model_type or "", "llama")]
+def hook_of(site: Site, model_type: str | None, name: str | None = None) -> str | None:
+    """TransformerLens' name of a site in a model of this type (or, if unknown, of this name); None if it has none."""
+    kinds = {"gemma2": "sandwich", "gemma3_text": "sandwich", "gemma3": "sandwich", "gpt2": "gpt2", "gpt_neox": "neox"}
+    family = _FAMILIES[kinds.get(model_type, "llama") if model_type else _family(name)]
     own = [place for place, component in family.items() if component == site.component]
-    own += [place for place, component in _PLAIN.items() if component == site.component]
+    own += [place for place, c in _PLAIN.items() if c == site.component and not is_before_gain(place)]
     return f"blocks.{site.layer}.{own[0]}" if own else None
 
 

@@ -13,6 +13,11 @@ from hubsae.identity import BaseModel
 from hubsae.sites import Site, parse_sites
 from hubsae.sparsity import Sparsity
 
+_TOKENS = {
+    "context_size": "context size in training",
+    "add_special_tokens": "whether texts began with a BOS token",
+    "skip_positions": "which positions were left out",
+}
 NormOf = Callable[[Site], tuple[np.ndarray, np.ndarray]]
 
 
@@ -98,9 +103,7 @@ class Imported:
             which = f" of model {number}" if len(self.models) > 1 else ""
             missing += [f"base model{which}"] if model.repo_id is None else []
             missing += [f"commit of the base model{which}"] if model.revision is None else []
-        missing += [
-            name for name in ("context_size", "add_special_tokens", "skip_positions") if name not in self.tokens
-        ]
+        missing += [words for name, words in _TOKENS.items() if name not in self.tokens]
         try:
             config = DictionaryConfig(
                 reads=tuple(map(str, self.reads)),

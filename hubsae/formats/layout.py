@@ -1,5 +1,6 @@
 """`Layout`: how one library's dictionaries are found among file names and read; and what readers share."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,16 @@ def setting(config: dict, name: str, kind: type, default: Any = ...) -> Any:
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ArtifactError(f"its setting {name!r} is {str(value)[:80]!r}, expected {kind.__name__}")
+    if kind is float and not math.isfinite(value):
+        raise ArtifactError(f"its setting {name!r} is {value}, which nothing can be computed with")
+    return value
+
+
+def positive(config: dict, name: str) -> float:
+    """A setting that something is divided by: a positive number."""
+    value = setting(config, name, float)
+    if not 0 < value < 1e30:
+        raise ArtifactError(f"its setting {name!r} is {value:g}, expected a positive number")
     return value
 
 

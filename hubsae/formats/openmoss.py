@@ -8,7 +8,7 @@ import numpy as np
 from hubsae.errors import ArtifactError
 from hubsae.formats.hook_names import base_model, is_before_gain, site_of_hook
 from hubsae.formats.imported import Given, Imported
-from hubsae.formats.layout import Layout, both, rectified, refused, scalar_threshold, setting, top_k, width
+from hubsae.formats.layout import Layout, both, positive, rectified, refused, scalar_threshold, setting, top_k, width
 from hubsae.formats.parts import Parts, decoder_norms
 from hubsae.formats.repo_files import RepoFiles, beside, folders_with
 from hubsae.formats.tensors import Tensors
@@ -33,8 +33,8 @@ def _read_llama_scope(files: RepoFiles, entry: str, given: Given) -> Imported:
         raise ArtifactError(f"act_fn {str(config['act_fn'])[:60]!r} of Llama Scope is not known here")
     norms = setting(config, "dataset_average_activation_norm", dict)
     hook_in, hook_out = (setting(config, f"hook_point_{end}", str) for end in ("in", "out"))
-    scale_in = math.sqrt(d) / setting(norms, "in", float)
-    scale_out = scale_in if hook_in == hook_out else math.sqrt(d) / setting(norms, "out", float)
+    scale_in = math.sqrt(d) / positive(norms, "in")
+    scale_out = scale_in if hook_in == hook_out else math.sqrt(d) / positive(norms, "out")
     parts = _linear(tensors, d, n)
     # the one threshold is in units of raw activations, and what the weights compute in those of scaled ones
     threshold = setting(config, "jump_relu_threshold", float, 0.0) * scale_in
@@ -85,7 +85,8 @@ def _read(files: RepoFiles, entry: str, given: Given) -> Imported:
     if setting(config, "use_glu_encoder", bool, False):
         raise refused("use_glu_encoder", "its code is a product of two encoders")
     d, n = _widths(config)
-    scales = _norm_scales(config, tensors, [config.get("hook_point_in"), config.get("hook_point_out")], d, given)
+    hooks = [setting(config, f"hook_point_{end}", str, "") for end in ("in", "out")]
+    scales = _norm_scales(config, tensors, hooks, d, given)
     if "encoder.weight" in tensors:
         parts = _linear(tensors, d, n)
         rule: Sparsity = JumpReLU() if parts.learned else ReLU()
@@ -104,7 +105,7 @@ def _read(files: RepoFiles, entry: str, given: Given) -> Imported:
 
 def _widths(config: dict) -> tuple[int, int]:
     d = width(config, "d_model")
-    n = round(d * setting(config, "expansion_factor", float))
+    n = round(d * positive(config, "expansion_factor"))
     return d, setting(config, "d_sae", int, n)
 
 
@@ -146,12 +147,12 @@ def _norm_scales(config: dict, tensors: Tensors, hooks: list, d: int, given: Giv
             "its rows were scaled to a mean norm of sqrt(d), but the mean norm of "
             f"{', '.join(map(str, dict.fromkeys(missing)))[:200]} is not in its files; give input_scales="
         )
-    return [math.sqrt(d) / tensors.number(f"{_NORM}{hook}") for hook in hooks]
+    return [math.sqrt(d) / positive({hook: tensors.number(f"{_NORM}{hook}")}, hook) for hook in hooks]
 
 
 def _crosscoder(config: dict, tensors: Tensors, given: Given) -> Imported:
     d, n = _widths(config)
-    hooks = setting(config, "hook_points", list)
+    hooks = [str(hook) for hook in setting(config, "hook_points", list)]
     heads = len(hooks)
     if heads < 2:
         raise ArtifactError(f"a crosscoder of {heads} places; expected at least two")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hubsae.dictionary import Dictionary
-from hubsae.errors import ArtifactError, ConfigError
+from hubsae.errors import ArtifactError, ConfigError, SiteError
 from hubsae.formats import (
     circuit_tracer,
     crosscoders,
@@ -134,10 +134,11 @@ def read(files: RepoFiles, entry: Entry, given: Given, norm_of: NormOf | None = 
     where = str(files.source) + (f"/{entry.subfolder}" if entry.subfolder else "")
     try:
         found = entry.layout.read(files, entry.subfolder, given).after_gain(norm_of)
-    except ArtifactError as error:
+    except (ArtifactError, ConfigError, SiteError) as error:
         text = str(error)
         raise ArtifactError(text if where in text else f"{where} ({entry.format}): {text}") from error
-    dictionary = found.dictionary(where, given.said())
+    told = where if files.source.revision else "/".join(filter(None, (Path(files.address).name, entry.subfolder)))
+    dictionary = found.dictionary(told, given.said())  # a path on this machine is nobody else's business
     dictionary.source = files.at(entry.subfolder)
     return dictionary
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 from huggingface_hub import errors as hf
-from huggingface_hub import snapshot_download
 
 from hubsae.errors import ArtifactError, ConfigError
-from hubsae.hub_client import Source, hub_api, hub_errors, local_folder
+from hubsae.hub_client import NO_ANSWER, Source, hub_api, hub_errors, local_folder, snapshot
 
 _MOST_FILES = 200_000
+_NO_FILE = "/"
 _MOST_TEXT_BYTES = 4 << 20
 
 
@@ -101,10 +101,12 @@ def open_files(
                 names = sorted(file.rfilename for file in info.siblings or [])
                 inside = (n for n in names if not n.startswith("/") and ".." not in PurePosixPath(n).parts)
                 return RepoFiles(Source(repo_id, info.sha, access), tuple(inside))
-            except hf.OfflineModeIsEnabled:
+            except (hf.OfflineModeIsEnabled, *NO_ANSWER):
                 pass  # what the cache holds is all there is then
-        root = Path(snapshot_download(repo_id, revision=revision, cache_dir=cache_dir, local_files_only=True))
-        return RepoFiles(Source(repo_id, root.name, access), _listed(root))
+    # a pattern that no file has: the client wants whatever matches to be there
+    cached = {"cache_dir": cache_dir, "local_files_only": True}
+    root = snapshot(repo_id, revision=revision, allow_patterns=[_NO_FILE], what="dictionary", **cached)
+    return RepoFiles(Source(repo_id, root.name, access), _listed(root))
 
 
 def _listed(folder: Path) -> tuple[str, ...]:

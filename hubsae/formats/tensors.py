@@ -69,11 +69,11 @@ class Tensors:
         return self.take(name, shape) if name in self._arrays else None
 
     def statistic(self, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
-        """The array `name` in this shape; None where there is none, or nothing but NaN, as where it was turned off."""
-        if name in self and not np.isfinite(_numpy(self._arrays[name])).any():
+        """The array `name` in this shape, None where it holds nothing but NaN, as where it was turned off."""
+        if not np.isfinite(_numpy(self._there(name))).any():
             self._taken.add(name)
             return None
-        return self.optional(name, shape)
+        return self.take(name, shape)
 
     def number(self, name: str) -> float:
         """An array of one value as a number."""
@@ -154,7 +154,8 @@ def _numpy(array: Any) -> np.ndarray:
 def _npz(path: Path, where: str) -> dict[str, np.ndarray]:
     """Arrays of an .npz file, without pickles and without files that unpack to far more than they are."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # np.load leaves a damaged file open, and takes a single array for an answer
+        with open(path, "rb") as handle, np.lib.npyio.NpzFile(handle, allow_pickle=False) as file:
             unpacked, packed = sum(entry.file_size for entry in file.zip.infolist()), path.stat().st_size
             if unpacked > max(_SMALL_BYTES, _MOST_RATIO * packed):
                 raise ArtifactError(

@@ -1,0 +1,109 @@
+"""Export to SAELens: `cfg.json` + `sae_weights.safetensors`, as `SAE.from_pretrained(repo, folder)` loads them."""
+
+from pathlib import Path
+
+import numpy as np
+
+from hubsae.dictionary import Dictionary
+from hubsae.formats.exported import Export, arrays_of, cannot, one_place, save, thresholds
+from hubsae.formats.hook_names import hook_of, module_of
+from hubsae.formats.saelens import CONFIG, WEIGHTS
+from hubsae.sites import Site
+from hubsae.sparsity import Gated, TopK
+from hubsae.store import write_json
+
+LIBRARY = "SAELens"
+_VERSION = "6.54.12"  # of the layout; without one SAELens takes a config for that of its early versions
+_SHORT_NAMES = {"openai-community/gpt2": "gpt2-small", "gpt2": "gpt2-small"}
+
+
+def _write(dictionary: Dictionary, folder: Path) -> None:
+    one_place(dictionary, LIBRARY)
+    arrays = arrays_of(dictionary)
+    architecture, own = _architecture(dictionary, arrays)
+    c = dictionary.config
+    config = {
+        "architecture": architecture,
+        "d_in": c.d_in,
+        "d_sae": c.n_features,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "hook_z" if (_hook(dictionary, c.read_sites[0])).endswith("hook_z") else "none",
+        "metadata": _metadata(dictionary),
+    }
+    if c.kind == "transcoder":
+        config["d_out"] = c.d_out
+    if isinstance(dictionary.rule, TopK):
+        config |= {"k": dictionary.rule.k, "rescale_acts_by_decoder_norm": False}
+    save(folder / WEIGHTS, own)
+    write_json(folder / CONFIG, config)
+
+
+def _architecture(dictionary: Dictionary, arrays: dict[str, np.ndarray]) -> tuple[str, dict[str, np.ndarray]]:
+    """Its name, and the arrays that belong to it."""
+    own = {name: arrays[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    threshold = thresholds(dictionary, arrays)
+    rule = "jumprelu" if threshold is not None else dictionary.rule.name
+    if threshold is not None:
+        own["threshold"] = threshold
+    if dictionary.config.kind == "transcoder":
+        if rule not in ("relu", "jumprelu"):
+            raise cannot(LIBRARY, f"has transcoders with ReLU and JumpReLU, but none with {dictionary.rule}")
+        if dictionary.config.skip:
+            own["W_skip"] = arrays["W_skip"].T
+        parts = [*(["jumprelu"] if rule == "jumprelu" else []), *(["skip"] if dictionary.config.skip else [])]
+        return "_".join([*parts, "transcoder"]), own
+    if isinstance(dictionary.rule, Gated):
+        return "gated", _gated(own, arrays)
+    return {"relu": "standard"}.get(rule, rule), own
+
+
+def _gated(own: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    scale, b_gate = arrays["gate_scale"], own.pop("b_enc")
+    if not np.all(scale > 0):
+        raise cannot(LIBRARY, f"keeps the logarithm of gate_scale, and {np.count_nonzero(scale <= 0)} are not positive")
+    b_mag = b_gate.astype(np.float64) * scale + arrays["gate_shift"]
+    return own | {"b_gate": b_gate, "r_mag": np.log(scale), "b_mag": b_mag}
+
+
+def _hook(dictionary: Dictionary, site: Site) -> str:
+    """TransformerLens' name where it has one, else the module's path."""
+    model_type = dictionary.base_model.model_type
+    return hook_of(site, model_type, dictionary.base_model.repo_id) or _module(dictionary, site)
+
+
+def _module(dictionary: Dictionary, site: Site) -> str:
+    """The module's path as `transformers` names it."""
+    model_type = dictionary.base_model.model_type
+    prefix = {"gpt2": "transformer.", "gpt_neox": "gpt_neox."}.get(model_type or "", "model.")
+    return prefix + module_of(site, model_type) + (".input" if site.is_input else "")
+
+
+def _metadata(dictionary: Dictionary) -> dict:
+    c, base = dictionary.config, dictionary.base_model
+    read, written = c.read_sites[0], c.write_sites[0]
+    found: dict = {
+        "sae_lens_version": _VERSION,
+        "sae_lens_training_version": None,
+        "model_name": _SHORT_NAMES.get(base.repo_id or "", base.repo_id),
+        "hook_name": _hook(dictionary, read),
+        "hf_hook_name": _module(dictionary, read),
+        "hook_head_index": None,
+        "context_size": c.tokens.get("context_size"),
+        "prepend_bos": c.tokens.get("add_special_tokens"),
+        "exclude_special_tokens": c.tokens.get("skip_special"),
+        "dataset_path": dictionary.statistics.get("data", {}).get("dataset"),
+        "exported_by": f"hubsae {c.library_version}",
+    }
+    if c.tokens.get("skip_positions"):
+        found["seqpos_slice"] = [c.tokens["skip_positions"], None]
+    if read != written:
+        found |= {"hook_name_out": _hook(dictionary, written), "hf_hook_name_out": _module(dictionary, written)}
+    if base.revision or base.requested_revision:
+        found["model_from_pretrained_kwargs"] = {"revision": base.revision or base.requested_revision}
+    return {key: value for key, value in found.items() if value is not None or key == "hook_head_index"}
+
+
+EXPORT = Export(LIBRARY, _write)
