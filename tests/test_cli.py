@@ -229,3 +229,40 @@ def test_labels_of_a_model_that_cannot_label_are_refused_and_those_of_one_that_c
     assert main([*line, "--features", ",".join(map(str, alive))]) == 0
     assert "2 features labelled" in capsys.readouterr().out
     assert load_sae(sae).features.label(alive[0]).text == "words"
+
+
+def test_dictionaries_of_other_libraries_are_listed_shown_and_converted(capsys, tmp_path):
+    from foreign import Case
+
+    several = Case("sparsify_several").copied(tmp_path)
+    assert main(["list", str(several)]) == 0
+    assert "layers.2.mlp  sparsify" in capsys.readouterr().out
+    assert main(["show", str(several), "--subfolder", "layers.2.mpl"]) == 1
+    assert "did you mean layers.2.mlp" in capsys.readouterr().err
+    assert main(["show", str(several), "--subfolder", "layers.2.mlp"]) == 0
+    out = capsys.readouterr().out
+    assert "made with    sparsify, read from repo/layers.2.mlp" in out
+    assert "trained on   not recorded" in out
+    for to, file in (("hubsae", "model.safetensors"), ("saelens", "cfg.json"), ("sparsify", "h.1/cfg.json")):
+        line = ["convert", str(several), str(tmp_path / to), "--subfolder", "h.1", "--to", to]
+        assert main(line) == 0
+        assert (tmp_path / to / file).exists()
+    assert "written to" in capsys.readouterr().out
+    assert main(["convert", str(several), str(tmp_path / "x"), "--subfolder", "h.1", "--to", "neuronpedia"]) == 1
+    assert "--model-id and --source-set" in capsys.readouterr().err
+
+
+def test_a_set_of_transcoders_is_converted_whole(capsys, tmp_path):
+    from foreign import Case
+
+    folder = Case("circuit_tracer_relu").copied(tmp_path)
+    (folder / "config.yaml").write_text("model_name: Qwen/Qwen3-0.6B\nfeature_input_hook: mlp.hook_in\n")
+    assert main(["convert", str(folder), str(tmp_path / "set"), "--to", "circuit-tracer"]) == 0
+    assert sorted(p.name for p in (tmp_path / "set").iterdir()) == [
+        "config.yaml",
+        *(f"layer_{i}.safetensors" for i in range(3)),
+    ]
+    assert (tmp_path / "set" / "layer_1.safetensors").exists()
+    two = ["--subfolder", "layer_0", "--subfolder", "layer_1"]
+    assert main(["convert", str(folder), str(tmp_path / "y"), "--to", "saelens", *two]) == 1
+    assert "only circuit-tracer takes several" in capsys.readouterr().err

@@ -146,6 +146,49 @@ def test_a_path_to_a_file_is_its_folder_and_name(tmp_path):
     assert load_sae(folder / "layer3.sae.pt", k=6).config.reads == ("layers.3.residual",)
 
 
+def write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    mx.save_safetensors(str(path), {name: mx.array(array, mx.float32) for name, array in arrays.items()})
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_a_folder_of_mlxterp_computes_what_its_definition_says(tied, normalised, tmp_path):
+    d, n, k, rng = 6, 10, 3, np.random.default_rng(0)
+    arrays = {
+        "encoder.weight": rng.standard_normal((n, d)),
+        "encoder.bias": rng.standard_normal(n),
+        "input_mean": rng.standard_normal(d) * 3,
+        "input_std": np.array([1, 2, 0.5, 0.1, 3, 1]),
+    }
+    arrays |= {"decoder_bias": rng.standard_normal(d)} if tied else {"decoder.weight": rng.standard_normal((d, n))}
+    arrays |= {} if tied else {"decoder.bias": rng.standard_normal(d)}
+    folder = tmp_path / "sae_layer10.mlx"
+    folder.mkdir()
+    mx.save_safetensors(
+        str(folder / "weights.safetensors"), {name: mx.array(a, mx.float32) for name, a in arrays.items()}
+    )
+    metadata = {"layer": 10, "component": "mlp", "model_name": "mlx-community/Llama-3.2-1B-Instruct"}
+    config = {"d_model": d, "d_hidden": n, "class": "SAE", "k": k, "tied_weights": tied, "normalize_input": normalised}
+    (folder / "config.json").write_text(json.dumps({**config, "metadata": metadata}))
+    sae = load_sae(folder)
+    assert (sae.config.reads, sae.base_model.repo_id) == (("layers.10.mlp",), metadata["model_name"])
+    x = arrays["input_mean"] + rng.standard_normal((5, d)) * arrays["input_std"]
+    mean, std = (arrays["input_mean"], arrays["input_std"]) if normalised else (0, 1)
+    pre = np.maximum((x - mean) / (std + 1e-8) @ arrays["encoder.weight"].T + arrays["encoder.bias"], 0)
+    code = np.where(pre >= np.sort(pre, axis=1)[:, -k, None], pre, 0)
+    out = arrays["encoder.weight"] if tied else arrays["decoder.weight"].T
+    y = (code @ out + arrays["decoder_bias" if tied else "decoder.bias"]) * std + mean
+    assert np.allclose(np.array(sae(mx.array(x))), y, atol=1e-4)
+    (folder / "config.json").write_text(json.dumps({**config, "class": "BatchTopKSAE"}))
+    with pytest.raises(ArtifactError, match="the other rows of a batch"):
+        load_sae(folder)
+    (folder / "config.json").write_text(json.dumps({**config, "normalize_input": True}))
+    arrays["input_std"][3] = 0  # a column that never varied
+    write_safetensors(folder / "weights.safetensors", arrays)
+    with pytest.raises(ArtifactError, match="input_std is 0 in 1 columns"):
+        load_sae(folder)
+
+
 # --- choosing -------------------------------------------------------------------------------------------------------
 
 

@@ -153,16 +153,25 @@ def input_of(site: Site) -> Site:
 
 def hook_of(site: Site, model_type: str | None, name: str | None = None) -> str | None:
     """TransformerLens' name of a site in a model of this type (or, if unknown, of this name); None if it has none."""
-    kinds = {"gemma2": "sandwich", "gemma3_text": "sandwich", "gemma3": "sandwich", "gpt2": "gpt2", "gpt_neox": "neox"}
-    family = _FAMILIES[kinds.get(model_type, "llama") if model_type else _family(name)]
+    family = _FAMILIES[_kind(model_type, name)]
     own = [place for place, component in family.items() if component == site.component]
     own += [place for place, c in _PLAIN.items() if c == site.component and not is_before_gain(place)]
     return f"blocks.{site.layer}.{own[0]}" if own else None
 
 
-def module_of(site: Site, model_type: str | None) -> str:
+def module_of(site: Site, model_type: str | None, name: str | None = None) -> str:
     """The path of a site's module as `transformers` names it: `layers.3.mlp`, `h.5.attn`, `layers.3`."""
-    stack = "h" if model_type == "gpt2" else "layers"
-    attention = {"gpt2": "attn", "gpt_neox": "attention"}.get(model_type or "", "self_attn")
+    kind = _kind(model_type, name)
+    attention = {"gpt2": "attn", "neox": "attention"}.get(kind, "self_attn")
     names = {"residual": "", "attn": f".{attention}", "mlp": ".mlp"}
-    return f"{stack}.{site.layer}" + names.get(site.module, f".{site.module}")
+    return f"{'h' if kind == 'gpt2' else 'layers'}.{site.layer}" + names.get(site.module, f".{site.module}")
+
+
+def prefix_of(model_type: str | None, name: str | None = None) -> str:
+    """What stands before the blocks in a `transformers` model with a head."""
+    return {"gpt2": "transformer.", "neox": "gpt_neox."}.get(_kind(model_type, name), "model.")
+
+
+def _kind(model_type: str | None, name: str | None) -> str:
+    kinds = {"gemma2": "sandwich", "gemma3_text": "sandwich", "gemma3": "sandwich", "gpt2": "gpt2", "gpt_neox": "neox"}
+    return kinds.get(model_type, "llama") if model_type else _family(name)

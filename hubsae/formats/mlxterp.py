@@ -50,6 +50,10 @@ def _read(files: RepoFiles, entry: str, given: Given) -> Imported:
 def _standardised(parts: Parts, mean: np.ndarray | None, std: np.ndarray | None) -> Parts:
     if mean is None or std is None:
         raise ArtifactError("its settings say that inputs are standardised, but input_mean and input_std are missing")
+    if n_flat := np.count_nonzero(std <= 0):
+        raise refused(
+            f"input_std is 0 in {n_flat} columns", "it multiplies them by 1e8 there, which float32 cannot hold"
+        )
     return parts.scaled(1 / (std + _EPSILON), std).shifted(mean)
 
 

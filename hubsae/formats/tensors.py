@@ -156,7 +156,8 @@ def _npz(path: Path, where: str) -> dict[str, np.ndarray]:
     try:
         # np.load leaves a damaged file open, and takes a single array for an answer
         with open(path, "rb") as handle, np.lib.npyio.NpzFile(handle, allow_pickle=False) as file:
-            unpacked, packed = sum(entry.file_size for entry in file.zip.infolist()), path.stat().st_size
+            entries = file.zip.infolist() if file.zip else []
+            unpacked, packed = sum(entry.file_size for entry in entries), path.stat().st_size
             if unpacked > max(_SMALL_BYTES, _MOST_RATIO * packed):
                 raise ArtifactError(
                     f"{where}: {packed:,} bytes that unpack to {unpacked:,}; that is no file of weights"

@@ -6,7 +6,7 @@ import numpy as np
 
 from hubsae.dictionary import Dictionary
 from hubsae.formats.exported import Export, arrays_of, cannot, one_place, save, thresholds
-from hubsae.formats.hook_names import hook_of, module_of
+from hubsae.formats.hook_names import hook_of, module_of, prefix_of
 from hubsae.formats.saelens import CONFIG, WEIGHTS
 from hubsae.sites import Site
 from hubsae.sparsity import Gated, TopK
@@ -76,9 +76,8 @@ def _hook(dictionary: Dictionary, site: Site) -> str:
 
 def _module(dictionary: Dictionary, site: Site) -> str:
     """The module's path as `transformers` names it."""
-    model_type = dictionary.base_model.model_type
-    prefix = {"gpt2": "transformer.", "gpt_neox": "gpt_neox."}.get(model_type or "", "model.")
-    return prefix + module_of(site, model_type) + (".input" if site.is_input else "")
+    known = dictionary.base_model.model_type, dictionary.base_model.repo_id
+    return prefix_of(*known) + module_of(site, *known) + (".input" if site.is_input else "")
 
 
 def _metadata(dictionary: Dictionary) -> dict:

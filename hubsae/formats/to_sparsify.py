@@ -57,7 +57,8 @@ def _check(dictionary: Dictionary) -> None:
 
 def _hookpoint(dictionary: Dictionary) -> str:
     _check(dictionary)
-    return module_of(dictionary.config.write_sites[0], dictionary.base_model.model_type)
+    base = dictionary.base_model
+    return module_of(dictionary.config.write_sites[0], base.model_type, base.repo_id)
 
 
 EXPORT = Export(LIBRARY, _write, _hookpoint)

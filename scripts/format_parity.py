@@ -1,26 +1,62 @@
-"""Whether other libraries compute from our exports what we compute, in two steps, each in its own environment.
+"""How far we are from other libraries, of what they saved and of what we export for them.
 
-    python scripts/export_parity.py write FOLDER [SAE ...]     # with hubsae: exports the fixtures, and SAEs given
-    python scripts/export_parity.py check FOLDER               # with torch, sae-lens, eai-sparsify, circuit-tracer
+    python scripts/format_parity.py imports                    # with hubsae: what they computed of the fixtures
+    python scripts/format_parity.py write FOLDER [SAE ...]     # with hubsae: exports the fixtures, and SAEs given
+    python scripts/format_parity.py check FOLDER               # with torch, sae-lens, eai-sparsify, circuit-tracer
 
-The second prints a table: format and kind, number of dictionaries, largest difference of code and reconstruction, over
-the largest value. It ends with status 1 where one is over 1e-5 or other features are active.
+Each prints a table: layout and kind, number of dictionaries, largest difference of code and reconstruction, over the
+largest value. It ends with status 1 where one is over 1e-5 or other features are active.
 """
 
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 TOLERANCE = 1e-5
 ROWS = 256
+
+
+def imports() -> int:
+    """Print what the libraries computed beside what we compute of their files."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    ours = import_module("hubsae.errors")  # before mlx, so that hubsae chooses what it computes with
+    foreign = import_module("foreign")
+    rows: dict[tuple[str, str], list[tuple[float, float, bool]]] = {}
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for case in foreign.cases(refused=False):
+            try:
+                dictionary = case.load(Path(folder) / case.name)
+            except ours.ArtifactError:
+                continue
+            e, info = case.expected, case.info
+            y = e["y2"] * np.sqrt(e["x"].shape[1]) if case.name == "gemma_scope_embedding" else e["y"]
+            far = foreign.distance(dictionary, e["x"], e["code"], y, foreign.units_of(case, dictionary))
+            by = f"{info['library']} {info.get('version', '')}".strip()
+            key = (f"{dictionary.statistics['imported']['format']} ({by})", dictionary.config.kind)
+            rows.setdefault(key, []).append((far.code, far.y, far.same_features))
+    return _table("| read from (computed by) | kind", rows)
+
+
+def _table(head: str, rows: dict[tuple[str, str], list[tuple[float, float, bool]]]) -> int:
+    """Print it; 1 where something differs."""
+    print(f"{head} | dictionaries | code | reconstruction | same features |\n|---|---|---|---|---|---|")
+    for (first, second), found in rows.items():
+        codes, ys, same = zip(*found, strict=True)
+        alike = "yes" if all(same) else "NO"
+        print(f"| {first} | {second} | {len(found)} | {max(codes):.1e} | {max(ys):.1e} | {alike} |")
+    bad = [row for found in rows.values() for row in found if max(row[:2]) > TOLERANCE or not row[2]]
+    return 1 if bad or not rows else 0
 
 
 def write(folder: Path, more: list[str]) -> None:
@@ -76,14 +112,9 @@ def check(folder: Path) -> int:
             for found_code, found_y in load(path.parent, x):
                 row = (_far(found_code, code), _far(found_y, y), bool(np.array_equal(found_code != 0, code != 0)))
                 worst.setdefault((library, f"{kind['kind']}, {kind['rule']}"), []).append(row)
-    print("| exported to | kind, sparsity | dictionaries | code | reconstruction | same features |")
-    print("|---|---|---|---|---|---|")
-    for (library, kind), rows in worst.items():
-        codes, ys, same = zip(*rows, strict=True)
-        known = f"{library} {version({'saelens': 'sae-lens', 'sparsify': 'eai-sparsify'}.get(library, library))}"
-        print(f"| {known} | {kind} | {len(rows)} | {max(codes):.1e} | {max(ys):.1e} | {'yes' if all(same) else 'NO'} |")
-    bad = [row for rows in worst.values() for row in rows if max(row[:2]) > TOLERANCE or not row[2]]
-    return 1 if bad or not worst else 0
+    names = {"saelens": "sae-lens", "sparsify": "eai-sparsify"}
+    named = {(f"{one} {version(names.get(one, one))}", kind): rows for (one, kind), rows in worst.items()}
+    return _table("| exported to | kind, sparsity", named)
 
 
 def _far(found: np.ndarray, ours: np.ndarray) -> float:
@@ -130,10 +161,12 @@ def _circuit_tracer(folder: Path, x: np.ndarray) -> Iterator[tuple[np.ndarray, n
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("write", "check"))
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("step", choices=("imports", "write", "check"))
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("exports"))
     parser.add_argument("more", nargs="*", help="folders of SAEs of ours, for write")
     options = parser.parse_args()
+    if options.step == "imports":
+        return imports()
     if options.step == "check":
         return check(options.folder)
     write(options.folder, options.more)
