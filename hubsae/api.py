@@ -1,6 +1,6 @@
 """What a user holds: `InterpretableModel`, the three kinds of dictionary, `SAETrainer`, and `load_sae`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from hubsae.evaluate import Evaluation
 from hubsae.fit import Run, fit, swept, wanted
 from hubsae.formats.imported import Given
 from hubsae.formats.reading import load_dictionary
-from hubsae.formats.writing import EXPORTS, export, export_features, write_export
+from hubsae.formats.writing import EXPORTS, export, export_features, exported, write_export
 from hubsae.identity import Check, Difference, check_policy
 from hubsae.lm import LanguageModel
 from hubsae.norms import norm_before
@@ -91,6 +91,9 @@ class BoundDictionary(WithDashboard):
 
     def _write_form(self, folder: Path, form: str) -> None:
         write_export(self, folder, form)
+
+    def _forms_there(self, names: list[str], read: Callable[[str], dict]) -> dict[str, list[str]]:
+        return exported(names, read)
 
     def evaluate(
         self, model: Any = None, texts: Any = None, *, max_rows: int = 50_000, text_column: str = "text"
@@ -167,9 +170,9 @@ def load_sae(
     recorded warn (`check="strict"` raises, `"ignore"` does neither). What reads several models takes a list of them.
     """
     check_policy(check)
-    said = Given.of(reads, writes, k, input_scales)
-    access: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     models = () if model is None else as_models(model)
+    said = Given.of(reads, writes, k, input_scales, models[0].model_type if models else None)
+    access: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     norm_of = partial(norm_before, models[0]) if models else None
     found = load_dictionary(source, said, norm_of=norm_of, revision=revision, subfolder=subfolder, **access)
     dictionary = _KINDS[found.config.kind].taken_from(found)

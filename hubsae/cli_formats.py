@@ -5,6 +5,7 @@ from typing import Any
 
 from hubsae.cli_options import command
 from hubsae.errors import ConfigError
+from hubsae.tables import plain
 
 _TARGETS = ("hubsae", "saelens", "sparsify", "circuit-tracer", "neuronpedia")
 
@@ -102,8 +103,9 @@ def provenance(dictionary: Any) -> list[tuple[str, str]]:
     found = dictionary.statistics.get("imported")
     if not isinstance(found, dict):
         return []
-    rows = [("made with", f"{found.get('format')}, read from {found.get('from')}")]
-    for label, name in (("folded", "folded"), ("unknown", "unknown"), ("as you said", "given by the user")):
-        if values := found.get(name):
-            rows.append((label, "; ".join(map(str, values))))
+    rows = [("made with", plain(f"{found.get('format')}, read from {found.get('from')}"))]
+    named = (("folded", "folded"), ("unknown", "unknown"), ("note", "notes"), ("as you said", "given by the user"))
+    for label, name in named:
+        if isinstance(values := found.get(name), list) and values:
+            rows.append((label, plain("; ".join(map(str, values)))))
     return rows

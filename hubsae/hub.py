@@ -7,8 +7,9 @@ torch: the same methods with the same signatures, on top of `huggingface_hub.Mod
 import glob
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Self
 
@@ -17,7 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from huggingface_hub import CommitInfo, DatasetCard, EvalResult, ModelCard, ModelHubMixin, hf_hub_download
 
-from hubsae import render
+from hubsae import forms, render
 from hubsae.errors import ArtifactError, ConfigError, HubError
 from hubsae.hub_client import Source, hub_api, hub_errors, library_version, local_folder, snapshot, tag_commit
 from hubsae.store import (
@@ -92,6 +93,10 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
     def _write_form(self, folder: Path, form: str) -> None:
         """Write what another library loads into an empty folder."""
         raise NotImplementedError(f"{type(self).__name__} has to say how its form {form!r} is written")
+
+    def _forms_there(self, names: list[str], read: Callable[[str], dict]) -> dict[str, list[str]]:
+        """Which of its forms a repository with these files has already, and their files; `read` gives settings."""
+        return {}
 
     def class_tags(self) -> list[str]:
         """Tags of the card's front matter that all artifacts of this class have."""
@@ -298,6 +303,7 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
         """
         if branch and create_pr:
             raise ConfigError(f"branch={branch!r} and create_pr=True exclude each other")
+        asked = forms.checked(also, self.forms, self._write_form)
         api, kind = hub_api(token), self.repo_type
         with hub_errors(repo_id, branch, kind):
             repo_id = api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True).repo_id
@@ -311,14 +317,13 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
                 folder.mkdir()
                 has_card = any(file.rfilename == CARD for file in info.siblings or [])
                 names = [file.rfilename for file in info.siblings or []]
-                wanted, gone = self._forms(also, names)
+                there = self._forms_there(names, partial(forms.settings, repo_id, kind, info.sha, token))
+                wanted = list(there) if asked is None else asked
                 if old := self._old_card(repo_id, info.sha if has_card else None, token):
                     (folder / CARD).write_text(old, encoding="utf-8")
                 values = {**(model_card_kwargs or {}), **({"also": wanted} if wanted else {})}
                 self.save_pretrained(folder, config=config, repo_id=repo_id, model_card_kwargs=values, card=card)
-                for form in wanted:
-                    (folder / form).mkdir()
-                    self._write_form(folder / form, form)
+                gone = forms.add(folder, wanted, there, names, self._write_form)
                 with warnings.catch_warnings():  # features.parquet belongs to the model that it describes
                     warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")
                     commit = api.upload_folder(
@@ -350,14 +355,6 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
         texts = [read_card(path) for path in paths if path.is_file()]
         return next((text for text in texts if render.is_edited(text)), texts[0] if texts else None)
 
-    def _forms(self, also: Sequence[str] | None, names: list[str]) -> tuple[list[str], list[str]]:
-        """The forms to write beside it, and patterns of the files of those to take away."""
-        there = [form for form in self.forms if any(name.startswith(f"{form}/") for name in names)]
-        wanted = there if also is None else list(dict.fromkeys(_as_list(also)))
-        if unknown := [form for form in wanted if form not in self.forms]:
-            raise ConfigError(f"also={unknown}: this has the forms {', '.join(self.forms) or 'of no other library'}")
-        return wanted, [f"{form}/*" for form in there if form not in wanted]
-
     def _absent(self, folder: Path) -> list[str]:
         """Files that an artifact may have and this one has not: an earlier version's must not stay behind."""
         return [name for name in self.own_files() if not (folder / name).exists()]
@@ -373,7 +370,9 @@ def _as_list(patterns: Sequence[str] | str | None) -> list[str]:
 
 def subfolder_path(subfolder: str | None) -> PurePosixPath:
     """A subfolder as a relative path that stays inside the repository, or `ConfigError`."""
-    path = PurePosixPath((subfolder or "").strip("/"))
+    path = PurePosixPath(str(subfolder or "").strip("/"))
+    if "\0" in str(path) or any(len(part.encode("utf-8", "replace")) > 255 for part in path.parts):
+        raise ConfigError(f"subfolder={str(subfolder)[:80]!r}: no folder can have this name")
     if path.is_absolute() or ".." in path.parts or "\\" in str(path):
         raise ConfigError(f"subfolder={subfolder!r} leads out of the repository")
     return path

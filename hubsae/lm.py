@@ -126,18 +126,22 @@ class LanguageModel:
             self._other_widths[site] = known
         return known
 
+    @property
+    def model_type(self) -> str | None:
+        """The architecture's name in its config, such as `"llama"`."""
+        return self._config.get("model_type") or getattr(getattr(self.model, "args", None), "model_type", None)
+
     @cached_property
     def identity(self) -> BaseModel:
         """What was really loaded; hashes the files of a local folder on first use."""
         config, checkpoint = self._config, self.checkpoint
-        args = getattr(self.model, "args", None)
         quantization = config.get("quantization") or config.get("quantization_config") or _quantization(self.model)
         return BaseModel(
             repo_id=checkpoint.repo_id if checkpoint else None,
             revision=checkpoint.revision if checkpoint else None,
             requested_revision=checkpoint.requested_revision if checkpoint else None,
             architecture=next((a for a in config.get("architectures") or () if isinstance(a, str)), None),
-            model_type=config.get("model_type") or getattr(args, "model_type", None),
+            model_type=self.model_type,
             hidden_size=self.hidden_size,
             n_layers=self.n_layers,
             vocab_size=self.vocab_size,

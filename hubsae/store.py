@@ -24,12 +24,15 @@ ALIGNMENT = "alignment.json"
 MAP = "map.safetensors"
 CONFIGS = {CONFIG: "a dictionary", ALIGNMENT: "an alignment"}  # by its config's name, what a folder of hubsae's holds
 _STAGE = ".writing-"
+_CONFIGS_ELSEWHERE = ("cfg.json", "config.yaml")  # of other libraries' folders
 C = TypeVar("C", bound=Any)
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path, most_bytes: int = 256 << 20) -> dict:
     """A JSON object from a file, or `ArtifactError`."""
     try:
+        if path.stat().st_size > most_bytes:
+            raise ArtifactError(f"{path}: {path.stat().st_size:,} bytes, too many for settings")
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise ArtifactError(f"{path}: not readable as JSON ({error})") from error
@@ -116,13 +119,25 @@ def staged(target: Path, whole: tuple[str, ...] = ()) -> Iterator[Path]:
             if not (stage / name).exists():
                 (target / name).unlink(missing_ok=True)
         files = [p.relative_to(stage) for p in sorted(stage.rglob("*")) if p.is_file()]
-        for relative in sorted(files, key=lambda p: p.name in CONFIGS):
+        _check_places(target, files)
+        for relative in sorted(files, key=lambda p: p.name in (*CONFIGS, *_CONFIGS_ELSEWHERE)):
             (target / relative).parent.mkdir(parents=True, exist_ok=True)
             os.replace(stage / relative, target / relative)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         if new and not any(target.iterdir()):
             target.rmdir()
+
+
+def _check_places(target: Path, files: list[Path]) -> None:
+    """Raise `ArtifactError` where a file would take a folder's place, or come to lie outside through a link."""
+    inside = target.resolve()
+    for relative in files:
+        place = target / relative
+        if place.is_dir():
+            raise ArtifactError(f"{place} is a folder, and a file of this name has to be written; give another folder")
+        if not place.parent.resolve().is_relative_to(inside):
+            raise ArtifactError(f"{place.parent} leads out of {target}; give another folder")
 
 
 def check_target(folder: str | Path, config_file: str = CONFIG) -> Path:
@@ -140,6 +155,13 @@ def check_target(folder: str | Path, config_file: str = CONFIG) -> Path:
         raise ArtifactError(f"{target} holds a {config_file} of something else (a model?); give another folder")
     if other := other_kind(target, config_file):
         raise ArtifactError(f"{target} holds {other}, which this is not; give another folder")
+    if not (target / config_file).is_file():
+        there = [name for name in (WEIGHTS, MAP, STATISTICS, METRICS) if (target / name).exists()]
+        if there:
+            raise ArtifactError(
+                f"{target} holds {', '.join(there)}, but no {config_file} of hubsae, so they are somebody else's; "
+                "give another folder"
+            )
     with staged(target):
         return target
 

@@ -24,6 +24,8 @@ GIVEN: dict[str, dict] = {
     **{f"finetuning_crosscoder_{kind}": TWO for kind in ("relu", "normalised", "batchtopk", "batchtopk_normalised")},
     "ckkissane_crosscoder": {"input_scales": (1, 1)},
     "gemma_scope_transcoder": MLP,
+    "llamascopium_transcoder": {"writes": "layers.5.mlp"},
+    "llamascopium_transcoder_dataset_wise": {"writes": "layers.5.mlp"},
     "llama_scope_lxtc": MLP,
     "llama_scope_r1_distill": {"input_scales": 0.5},
     "qwen_scope": {"k": 6},

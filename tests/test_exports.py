@@ -11,7 +11,7 @@ from hub_server import UPLOAD_WARNING
 from test_formats import ACCEPTED, name_of
 
 from hubsae import export_transcoder_set, list_dictionaries, load_sae
-from hubsae.errors import ArtifactError, ConfigError
+from hubsae.errors import ArtifactError, ConfigError, HubError
 from hubsae.identity import BaseModel
 from hubsae.store import read_json
 
@@ -156,7 +156,7 @@ def test_a_form_that_cannot_be_written_leaves_the_repository_as_it_was(alice, tm
     gated = Case("saelens_gated").load(tmp_path)
     with pytest.raises(ArtifactError, match="no gated"):
         gated.push_to_hub(REPO, also=["sparsify"])
-    assert "config.json" not in alice.files(REPO)
+    assert not alice.seen(r"POST .*/repos/create")
 
 
 def test_a_foreign_dictionary_of_a_repository_is_read_alone(alice, tmp_path):
@@ -194,3 +194,65 @@ def test_a_foreign_dictionary_loads_again_without_a_network(hub, tmp_path):
         assert load_sae("alice/gated").config == first.config
         assert len(hub.requests) == asked
     assert json.dumps(first.statistics["imported"])
+
+
+def test_files_of_somebody_else_are_never_overwritten(sae, tmp_path):
+    mine = Case("saelens_gated").copied(tmp_path) / "blocks.5.hook_resid_pre"
+    before = {path.name: path.read_bytes() for path in mine.iterdir()}
+    with pytest.raises(ArtifactError, match="which hubsae did not write"):
+        sae.export(mine)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(ArtifactError, match="somebody else's"):
+        sae.save(tmp_path / "theirs")
+    assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["model.safetensors"]
+
+
+def test_an_export_stays_in_its_folder(sae, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "cfg.json").write_text("{}")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "layers.1").symlink_to(outside)
+    with pytest.raises(ArtifactError):
+        sae.export(tmp_path / "out", "sparsify")
+    assert (outside / "cfg.json").read_text() == "{}"
+    (tmp_path / "b" / "sae_weights.safetensors").mkdir(parents=True)
+    with pytest.raises(ArtifactError, match="is a folder"):
+        sae.export(tmp_path / "b")
+    assert not (tmp_path / "b" / "cfg.json").exists()
+    for wrong in ("a\0b", "x" * 300):
+        with pytest.raises(ArtifactError):
+            sae.export(tmp_path / wrong)
+
+
+def test_a_second_layer_goes_beside_the_first(sae, tmp_path):
+    sae.export(tmp_path / "out", "sparsify")
+    sae.config = replace(sae.config, reads=("layers.2.residual",), writes=("layers.2.residual",))
+    sae.export(tmp_path / "out", "sparsify")
+    assert [entry.subfolder for entry in list_dictionaries(tmp_path / "out")] == ["layers.1", "layers.2"]
+
+
+@pytest.mark.filterwarnings(UPLOAD_WARNING)
+def test_folders_of_other_people_in_the_repository_stay(alice, sae):
+    notes = {
+        "sparsify/other.md": b"mine",
+        "saelens/layer_3/cfg.json": b"{}",
+        "saelens/layer_3/sae_weights.safetensors": b"x",
+    }
+    alice.put(REPO, notes)
+    sae.push_to_hub(REPO)
+    assert "saelens/cfg.json" not in alice.files(REPO)
+    sae.push_to_hub(REPO, also=["saelens", "sparsify"])
+    sae.config = replace(sae.config, reads=("layers.2.residual",), writes=("layers.2.residual",))
+    sae.push_to_hub(REPO)
+    assert {"sparsify/layers.2/cfg.json", "saelens/cfg.json"} <= set(alice.files(REPO))
+    assert "sparsify/layers.1/cfg.json" not in alice.files(REPO)  # of what is there no longer
+    sae.push_to_hub(REPO, also=[])
+    assert set(notes) <= set(alice.files(REPO))
+    assert "saelens/cfg.json" not in alice.files(REPO)
+    alice.put(REPO, {"saelens/cfg.json": b'{"d_in": 3}'})
+    with pytest.raises(HubError, match="is not of hubsae"):
+        sae.push_to_hub(REPO, also=["saelens"])
+    assert alice.files(REPO)["saelens/cfg.json"] == b'{"d_in": 3}'

@@ -12,7 +12,8 @@ import pytest
 from foreign import GIVEN, MLP, Case, cases, distance, units_of
 
 from hubsae import list_dictionaries, load_sae
-from hubsae.errors import ArtifactError, ConfigError, HubsaeError, HubsaeWarning
+from hubsae.errors import ArtifactError, CompatibilityError, ConfigError, HubsaeError, HubsaeWarning
+from hubsae.formats.hook_names import repository_of, site_of_hook
 from hubsae.formats.repo_files import RepoFiles
 from hubsae.formats.tensors import Tensors
 
@@ -85,7 +86,9 @@ def test_given_scales_are_folded_in(tmp_path):
 
 def test_the_scale_that_a_checkpoint_keeps_beside_its_weights_is_folded_in(tmp_path):
     found = Case(SCALED).load(tmp_path)
-    plain = Case(SCALED).load(tmp_path / "again", input_scales=1)
+    plain_folder = Case(SCALED).copied(tmp_path / "again")
+    next(plain_folder.rglob("activation_scaler.json")).write_text('{"scaling_factor": 1.0}')
+    plain = load_sae(plain_folder)
     x = Case(SCALED).expected["x"]
     assert mx.allclose(found.encode(mx.array(x)), plain.encode(mx.array(0.5 * x)), atol=1e-5)
     assert mx.allclose(found(mx.array(x)), 2 * plain(mx.array(0.5 * x)), atol=1e-4)
@@ -95,8 +98,9 @@ def test_what_files_say_and_what_nobody_recorded_stays_with_the_dictionary(tmp_p
     sae = Case("saelens_standard_b_dec").load(tmp_path)
     assert sae.base_model.repo_id == "openai-community/gpt2"
     assert sae.config.reads == ("layers.5.residual_in",)
-    assert sae.config.tokens == {"context_size": 128, "add_special_tokens": True, "skip_positions": 0}
+    assert sae.config.tokens == {"context_size": 128, "skip_positions": 0}
     told = sae.statistics["imported"]
+    assert "a BOS token stood before every text, which this model's tokenizer does not add" in told["notes"][0]
     assert told["format"] == "SAELens"
     assert told["folded"] == ["the decoder's bias is subtracted before encoding"]
     assert told["recorded"]["hook_name"] == "blocks.5.hook_resid_pre"
@@ -416,7 +420,7 @@ def test_yaml_makes_no_objects(tmp_path):
     folder = Case("circuit_tracer_relu").copied(tmp_path)
     mark = tmp_path / "ran"
     (folder / "config.yaml").write_text(f"model_name: !!python/object/apply:os.system ['touch {mark}']\n")
-    with pytest.raises(ArtifactError, match=r"config\.yaml"):
+    with pytest.raises(ArtifactError, match="'model_name' is a list, expected str"):
         load_sae(folder, subfolder="layer_1", reads=MLP["reads"])
     assert not mark.exists()
 
@@ -424,3 +428,203 @@ def test_yaml_makes_no_objects(tmp_path):
 def test_an_untrained_threshold_is_warned_of(tmp_path):
     with pytest.warns(HubsaeWarning, match="every positive feature is kept"):
         Case("dictionary_learning_batchtopk_unset").load(tmp_path)
+
+
+# --- what readers must not be led to believe ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("above", ["my_embedding", "gemma-mlp", "x-att", "saved-transcoders", "embedding"])
+def test_folders_above_a_published_one_say_nothing(above, tmp_path):
+    sae = Case("gemma_scope_res").load(tmp_path / above)
+    assert sae.config.reads == ("layers.3.residual",)
+    far = distance(sae, *(Case("gemma_scope_res").expected[name] for name in ("x", "code", "y")))
+    assert far.code < TOLERANCE
+
+
+def test_a_copy_in_the_hubs_cache_is_known_by_its_name(tmp_path):
+    case = Case("gemma_scope_mlp")
+    folder = tmp_path / f"models--{case.info['repo_id'].replace('/', '--')}" / "snapshots" / ("a" * 40)
+    shutil.copytree(case.folder / "repo", folder)
+    assert load_sae(folder).config.reads == ("layers.3.post_feedforward_layernorm",)
+
+
+def test_a_published_file_under_no_name_says_little(tmp_path):
+    folder = tmp_path / "downloads"
+    shutil.copy(next((Case("gemma_scope_res").folder / "repo").rglob("params.npz")), folder.mkdir() or folder)
+    with pytest.raises(ArtifactError, match="says where it reads"):
+        load_sae(folder)
+    sae = load_sae(folder, reads="layers.3.residual")
+    assert sae.base_model.repo_id is None
+    assert sae.config.tokens == {}
+
+
+def test_what_the_list_of_releases_says_holds_for_copies_too(tmp_path):
+    for repo_id in ("jbloom/GPT2-Small-SAEs-Reformatted", "x/GPT2-Small-Feature-Splitting-Experiment-Layer-8"):
+        shutil.copytree(Case("saelens_standard").folder / "repo", tmp_path / repo_id)
+        told = load_sae(tmp_path / repo_id).statistics["imported"]
+        assert any("center_writing_weights" in what for what in told["folded"])
+    per_row = tmp_path / "JoshEngels" / "Mistral-7B-Residual-Stream-SAEs"
+    shutil.copytree(Case("saelens_standard").folder / "repo", per_row)
+    with pytest.raises(ArtifactError, match="scales every row by its own norm"):
+        load_sae(per_row)
+
+
+@pytest.mark.parametrize(
+    ("hook", "model", "site"),
+    [
+        ("blocks.3.hook_resid_post", None, "layers.3.residual"),
+        ("blocks.3.hook_mlp_out", "pythia-70m-deduped", "layers.3.mlp"),
+        ("blocks.3.hook_mlp_out", "meta-llama/Llama-3.1-8B", "layers.3.mlp"),
+        ("blocks.3.hook_mlp_out", "gemma-2b", "layers.3.mlp"),
+        ("blocks.3.hook_mlp_out", "gemma-2-2b", "layers.3.post_feedforward_layernorm"),
+        ("blocks.3.hook_mlp_out", "gemma2", "layers.3.post_feedforward_layernorm"),
+        ("blocks.3.hook_attn_out", "google/medgemma-4b-it", "layers.3.post_attention_layernorm"),
+        ("blocks.3.hook_attn_out", "allenai/OLMo-2-0425-1B", "layers.3.post_attention_layernorm"),
+        ("blocks.3.hook_resid_mid", "allenai/OLMo-2-0425-1B", None),
+        ("blocks.3.attn.hook_z", "gpt2-small", "layers.3.attn.c_proj.in"),
+        ("blocks.3.attn.hook_z", "EleutherAI/pythia-70m", "layers.3.attention.dense.in"),
+        ("blocks.3.mlp.hook_post", "Qwen/Qwen3-1.7B", "layers.3.mlp.down_proj.in"),
+        ("blocks.3.hook_mlp_out", None, None),
+        ("blocks.3.hook_mlp_out", "somebody/new-model", None),
+        ("blocks.3.hook_q", "gpt2-small", None),
+        ("hook_embed", "gemma-2-2b", "layers.0.residual_in"),
+        ("hook_embed", "gpt2-small", None),
+        ("model.layers.3.mlp.input", None, "layers.3.mlp_in"),
+        ("transformer.h.3.attn", None, "layers.3.attn"),
+        ("blocks." + "9" * 5000 + ".hook_resid_post", None, None),
+    ],
+)
+def test_names_of_places_become_sites_or_are_asked_for(hook, model, site):
+    if site is None:
+        with pytest.raises(ArtifactError):
+            site_of_hook(hook, model)
+    else:
+        assert str(site_of_hook(hook, model)) == site
+
+
+@pytest.mark.parametrize(
+    ("name", "repo_id"),
+    [
+        ("gpt2-small", "openai-community/gpt2"),
+        ("pythia-70m-deduped", "EleutherAI/pythia-70m-deduped"),
+        ("pythia-125m", None),  # an old name, of another model than it says
+        ("gemma-2-2b-it", "google/gemma-2-2b-it"),
+        ("Llama-2-7b", "meta-llama/Llama-2-7b-hf"),
+        ("org/model", "org/model"),
+        ("org/../x", None),
+        ("Llama-\x1b]0;x", None),
+        ("my model", None),
+    ],
+)
+def test_names_of_models_become_repositories_where_that_is_certain(name, repo_id):
+    assert repository_of(name) == repo_id
+
+
+def test_the_model_at_hand_tells_its_family(tmp_path, demo_model):
+    case = Case("llamascopium_transcoder")
+    with pytest.raises(ArtifactError, match="give the language model"):
+        case.load(tmp_path, writes=None)
+    with pytest.raises(CompatibilityError):  # the place is known then; the width is another
+        load_sae(case.copied(tmp_path / "again"), demo_model)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        (
+            "circuit_tracer_relu",
+            {"reads": "layers.5.mlp", "writes": "layers.5.mlp"},
+            "cannot read and write layers.5.mlp",
+        ),
+        ("saelens_standard", {"writes": "layers.7.mlp"}, "it writes what it reads"),
+        ("saelens_standard", {"reads": ["layers.7.mlp", "layers.8.mlp"]}, "it has one site there"),
+        ("llamascopium_crosscoder", {"reads": "layers.7.mlp"}, "it reads 2 sites"),
+        ("saelens_topk", {"k": 3}, "its files say k themselves"),
+        ("saelens_topk", {"input_scales": 3}, "its files say input_scales themselves"),
+        ("ckkissane_crosscoder", {"input_scales": (1, 2, 3)}, "expected 2 numbers"),
+    ],
+)
+def test_statements_that_do_not_fit_the_files_are_refused(name, given, message, tmp_path):
+    with pytest.raises(HubsaeError, match=message):
+        Case(name).load(tmp_path, **given)
+
+
+def test_one_side_of_a_transcoder_may_be_given(tmp_path):
+    found = Case("mwhanna_transcoder").load(tmp_path, reads="layers.3.post_attention_layernorm")
+    assert found.config.kind == "transcoder"
+    assert found.config.writes == ("layers.3.mlp",)
+
+
+# --- bombs and disguises --------------------------------------------------------------------------------------------
+
+
+def test_yaml_that_unfolds_is_refused(tmp_path):
+    folder = Case("mwhanna_transcoder").copied(tmp_path)
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    (folder / "config.yaml").write_text("\n".join([*lines, "model_name: *a8"]))
+    with pytest.raises(ArtifactError, match="aliases"):
+        load_sae(folder, subfolder="layer_3")
+    (folder / "config.yaml").write_text("model_name: " + "x" * (1 << 20))
+    with pytest.raises(ArtifactError, match="too many for settings"):
+        load_sae(folder, subfolder="layer_3")
+
+
+def test_huge_numbers_and_files_of_settings_cost_nothing(tmp_path):
+    folder = Case("saelens_gated").copied(tmp_path)
+    path = next(folder.rglob("cfg.json"))
+    config = json.loads(path.read_text())
+    for wrong in ({"d_sae": 2**32 - 1}, {"d_sae": 10**400}, {"d_in": 10**30}):
+        path.write_text(json.dumps({**config, **wrong}))
+        with pytest.raises(ArtifactError):
+            load_sae(folder)
+    (folder / "config.json").write_bytes(b"{" + b" " * (300 << 20) + b"}")
+    path.write_text(json.dumps(config))
+    assert load_sae(folder).n_features == 24
+
+
+def test_names_and_numbers_of_files_are_made_fit_to_show(tmp_path):
+    folder = Case("saelens_standard").copied(tmp_path)
+    path = next(folder.rglob("cfg.json"))
+    config = json.loads(path.read_text())
+    config["metadata"] |= {
+        "dataset_path": "a\x1b]0;x\x07\ud800" + "b" * 5000,
+        "l0": float("nan"),
+        "model_name": "x\x1b[2J",
+    }
+    config["metadata"]["hook_name"] = "blocks.5.hook_resid_post"
+    path.write_text(json.dumps(config))
+    sae = load_sae(folder)
+    told = sae.statistics["imported"]["recorded"]
+    assert "\x1b" not in str(told) + repr(sae)
+    assert len(told["dataset_path"]) == 500
+    assert "l0" not in told
+    sae.save(tmp_path / "ours")
+
+
+def test_one_broken_neighbour_does_not_hide_the_rest(tmp_path):
+    folder = Case("sparsify_several").copied(tmp_path)
+    for name, content in (("z", b"{ broken"), ("lm", b'{"model_type": "llama"}')):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_bytes(content)
+        (folder / name / "model.safetensors").write_bytes(b"x")
+    (folder / "l1\u00b23").mkdir()
+    assert [entry.subfolder for entry in list_dictionaries(folder)] == ["h.1", "h.1/seed1", "layers.2.mlp"]
+    assert load_sae(folder, subfolder="h.1").n_features == 24
+
+
+def test_a_file_of_a_dictionary_stands_for_its_folder(tmp_path):
+    folder = Case("saelens_gated").copied(tmp_path)
+    assert load_sae(next(folder.rglob("sae_weights.safetensors"))).rule.name == "gated"
+
+
+@pytest.mark.parametrize("shape", [[1] * 65, [0, 2**63], [0, 2**62, 8]])
+def test_shapes_that_are_none_are_refused(shape, tmp_path):
+    folder = Case("saelens_standard").copied(tmp_path)
+    header = json.dumps(
+        {"W_enc": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0 if 0 in shape else 4]}}
+    ).encode()
+    content = len(header).to_bytes(8, "little") + header + b"\0\0\0\0" * (0 not in shape)
+    next(folder.rglob("sae_weights.safetensors")).write_bytes(content)
+    with pytest.raises(ArtifactError):
+        load_sae(folder)

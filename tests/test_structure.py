@@ -26,6 +26,7 @@ sparsity feature_file
 features
 feature_view identity
 store render hub_client
+forms
 hub
 tokens
 dictionary

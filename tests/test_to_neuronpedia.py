@@ -268,7 +268,7 @@ def test_the_same_features_give_the_same_bytes(sae, features, tmp_path):
 
 
 def test_a_transcoder_steers_where_it_writes_and_not_at_several_places_at_once(features, tmp_path):
-    cases = {("layers.3.mlp",): "blocks.3.hook_mlp_out", ("layers.3.mlp", "layers.4.mlp"): None}
+    cases = {("layers.3.mlp",): "blocks.3.mlp.hook_out", ("layers.3.mlp", "layers.4.mlp"): None}
     for n, (writes, hook) in enumerate(cases.items()):
         folder = tmp_path / str(n)
         folder.mkdir()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from hubsae.errors import ArtifactError
 from hubsae.formats.hook_names import base_model, is_before_gain, site_of_hook
 from hubsae.formats.imported import Given, Imported
-from hubsae.formats.layout import Layout, both, rectified, refused, setting
+from hubsae.formats.layout import Layout, rectified, refused, setting
 from hubsae.formats.parts import Parts
 from hubsae.formats.repo_files import RepoFiles, beside, folders_with
 from hubsae.formats.tensors import Tensors
@@ -54,11 +54,10 @@ def _read(files: RepoFiles, entry: str, given: Given) -> Imported:
     )
     tensors.finish()
     model = setting(config, "model_name", str, None)
-    if given.reads:
-        reads, writes = both(given, None)
-    else:  # sets without the names are of the MLP, as its own loader takes them
-        read = site_of_hook(f"blocks.{layer}.{hook_in or 'mlp.hook_in'}", model)
-        reads, writes = both(given, read, site_of_hook(f"blocks.{layer}.{hook_out or 'mlp.hook_out'}", model))
+    known = given.model_type or model
+    # sets without the names are of the MLP, as its own loader takes them
+    hooks = [f"blocks.{layer}.{hook_in or 'mlp.hook_in'}", f"blocks.{layer}.{hook_out or 'mlp.hook_out'}"]
+    reads, writes = given.places(lambda: site_of_hook(hooks[0], known), lambda: site_of_hook(hooks[1], known))
     recorded = {k: config[k] for k in ("model_name", "feature_input_hook", "feature_output_hook") if config.get(k)}
     models = (base_model(model),)
     return Imported(

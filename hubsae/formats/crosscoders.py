@@ -32,7 +32,10 @@ def _read_ck(files: RepoFiles, entry: str, given: Given) -> Imported:
     config = files.json(f"{entry[:-3]}_cfg.json" if entry in files.names else beside(entry, CK_CONFIG))
     d, n = width(config, "d_in"), width(config, "dict_size")
     tensors = Tensors.read(files.path(weights), weights)
-    models = tensors.shape("b_dec")[0]
+    shape = tensors.shape("b_dec")
+    if len(shape) != 2:
+        raise ArtifactError(f"{weights}: b_dec has shape {shape}, expected (models, columns)")
+    models = shape[0]
     W_dec = tensors.take("W_dec", (n, models, d)).reshape(n, models * d)
     parts = Parts(
         tensors.take("W_enc", (models, d, n)).reshape(models * d, n),
@@ -41,16 +44,16 @@ def _read_ck(files: RepoFiles, entry: str, given: Given) -> Imported:
         tensors.take("b_dec", (models, d)).reshape(-1),
     )
     tensors.finish()
-    if len(given.input_scales) != models:
+    if not (scales := given.scales(models)):
         raise ArtifactError(
             f"each model's rows were scaled to a mean norm of sqrt({d}) before encoding, but the factors are not in "
             f"its files; give input_scales=, {models} numbers: sqrt({d}) / mean norm of the model's rows (1 leaves "
             "them as they are)"
         )
-    parts = parts.scaled(np.repeat(np.array(given.input_scales, np.float32), d))
+    parts = parts.scaled(np.repeat(np.array(scales, np.float32), d))
     name = setting(config, "model_name", str, None)
     hook = setting(config, "hook_point", str, None)
-    sites = given.reads or _of_each(site_of_hook(hook, name) if hook else None, models)
+    sites = given.several(models, lambda: _of_each(hook and site_of_hook(hook, given.model_type or name), models))
     names = [base_model(name), *(BaseModel() for _ in range(models - 1))]
     recorded = {k: config[k] for k in ("model_name", "hook_point", "num_tokens", "seed") if config.get(k)}
     size = config.get("seq_len")
@@ -69,8 +72,8 @@ def _read_ck(files: RepoFiles, entry: str, given: Given) -> Imported:
     )
 
 
-def _of_each(site: Site | None, n: int) -> tuple[Site, ...]:
-    if site is None:
+def _of_each(site: Site | str | None, n: int) -> tuple[Site, ...]:
+    if not isinstance(site, Site):
         raise ArtifactError(
             f"nothing in its files says where it reads its {n} sources; give reads=, such as "
             "reads=['layers.13.residual', '1:layers.13.residual'], where 1: is the second model"
@@ -78,10 +81,15 @@ def _of_each(site: Site | None, n: int) -> tuple[Site, ...]:
     return tuple(site.of(model) for model in range(n))
 
 
+def is_crosscoder(config: dict) -> bool:
+    """Whether settings are those of the hub mixin's crosscoders."""
+    return config.get("library_name") != "hubsae" and {"activation_dim", "dict_size", "num_layers"} <= set(config)
+
+
 def _read_sf(files: RepoFiles, entry: str, given: Given) -> Imported:
     config = files.json(beside(entry, SF_CONFIG))
     name = beside(entry, SF_WEIGHTS)
-    if config.get("library_name") == "hubsae" or not {"activation_dim", "dict_size"} <= set(config):
+    if not is_crosscoder(config):
         raise ArtifactError(
             f"{beside(entry, SF_CONFIG)}: not written by hubsae, and of no other dictionary that is known here"
         )
@@ -101,7 +109,7 @@ def _read_sf(files: RepoFiles, entry: str, given: Given) -> Imported:
     parts = _normalised(config, tensors, parts, sources, d)
     tensors.ignore(["code_normalization_id"])
     tensors.finish()
-    sites = given.reads or _of_each(None, sources)
+    sites = given.several(sources, lambda: _of_each(None, sources))
     models = tuple(BaseModel() for _ in range(max(site.model for site in sites) + 1))
     recorded = {k: v for k, v in config.items() if isinstance(v, str | int | float) and not isinstance(v, bool)}
     widths = (d,) * sources
@@ -118,7 +126,12 @@ def _selection(config: dict, tensors: Tensors, parts: Parts, sources: int, d: in
         raise refused("a threshold for each source", "each source has a code of its own")
     if threshold < 0:
         raise ArtifactError(f"{tensors.where}: its threshold is {threshold:g}, so none was estimated when it was saved")
-    by = str(config.get("code_normalization", "CROSSCODER")).upper().rpartition(".")[2]
+    said = config.get("code_normalization") or config.get("sparsity_loss_type")
+    if not isinstance(said, str):
+        raise ArtifactError(
+            "nothing says in which units its threshold is (code_normalization), so it cannot be applied"
+        )
+    by = said.upper().rpartition(".")[2]
     norms = np.linalg.norm(parts.W_dec.reshape(-1, sources, d).astype(np.float64), axis=2)
     units = {"CROSSCODER": norms.sum(axis=1), "SAE": np.sqrt((norms**2).sum(axis=1)), "NONE": np.ones(len(norms))}
     if by not in units:

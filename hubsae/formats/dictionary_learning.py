@@ -9,7 +9,7 @@ import numpy as np
 from hubsae.errors import ArtifactError, warn
 from hubsae.formats.hook_names import base_model, input_of, site_of_hook, site_of_module
 from hubsae.formats.imported import Given, Imported
-from hubsae.formats.layout import Layout, both, rectified, refused, setting, top_k, width
+from hubsae.formats.layout import Layout, rectified, refused, setting, top_k, width
 from hubsae.formats.parts import Parts
 from hubsae.formats.repo_files import RepoFiles, beside, folders_with
 from hubsae.formats.tensors import Tensors
@@ -38,7 +38,7 @@ def _read(files: RepoFiles, entry: str, given: Given) -> Imported:
     rule, parts = _BUILDERS[kind](tensors, d, n, trainer)
     tensors.finish()
     model = setting(trainer, "lm_name", str, None)
-    reads, writes = _sites(trainer, buffer, model, given)
+    reads, writes = given.places(lambda: _site(trainer, buffer))
     tokens = {"context_size": buffer["ctx_len"]} if isinstance(buffer.get("ctx_len"), int) else {}
     recorded = {k: trainer[k] for k in _RECORDED if isinstance(trainer.get(k), str | int | float)}
     return Imported(
@@ -130,12 +130,10 @@ _BUILDERS: dict[str, Build] = {
 }
 
 
-def _sites(trainer: dict, buffer: dict, model: str | None, given: Given) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
+def _site(trainer: dict, buffer: dict) -> Site | None:
     """By the submodule's name (`resid_post_layer_12`) and the layer; `io` says which end of the module."""
-    if given.reads:
-        return both(given, None)
     name, layer = setting(trainer, "submodule_name", str, None), setting(trainer, "layer", int, None)
-    match = re.fullmatch(r"(\w+?)_layer_?(\d+)", name or "")
+    match = re.fullmatch(r"(\w{1,40}?)_layer_?([0-9]{1,6})", name or "")
     if match and match[1] in _PLACES:
         site = Site(int(match[2]), _PLACES[match[1]])
         if layer is not None and layer != site.layer:
@@ -143,13 +141,13 @@ def _sites(trainer: dict, buffer: dict, model: str | None, given: Given) -> tupl
     elif name:
         site = site_of_module(name)
     else:
-        return both(given, None)
+        return None
     end = setting(buffer, "io", str, "out")
     if end not in ("in", "out"):
         raise ArtifactError(
             f"it was trained from one end of {name!r} to the other (io {end[:20]!r}); give reads=, writes="
         )
-    return both(given, input_of(site) if end == "in" else site)
+    return input_of(site) if end == "in" else site
 
 
 def _read_kin(files: RepoFiles, entry: str, given: Given) -> Imported:
@@ -183,7 +181,8 @@ def _read_kin(files: RepoFiles, entry: str, given: Given) -> Imported:
     tensors.finish()
     model = setting(config, "model_name", str, None)
     hook = setting(config, "hook_point", str, None)
-    reads, writes = both(given, site_of_hook(hook, model) if hook and not given.reads else None)
+    known = given.model_type or model
+    reads, writes = given.places(lambda: site_of_hook(hook, known) if hook else None)
     size = config.get("seq_len")
     tokens = {"context_size": size} if isinstance(size, int) and size >= 2 else {}
     recorded = {k: config[k] for k in ("model_name", "hook_point", "dataset_path", "name") if config.get(k)}

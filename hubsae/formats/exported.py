@@ -10,16 +10,33 @@ from safetensors.numpy import save_file
 
 from hubsae.dictionary import Dictionary
 from hubsae.errors import ArtifactError
+from hubsae.hub_client import library_version
 from hubsae.sparsity import BatchTopK, JumpReLU
 
 
 @dataclass(frozen=True)
 class Export:
-    """`write` puts one dictionary of `library` into an empty folder. `at`: where below it, as that library names it."""
+    """`write` puts one dictionary of `library`, `files`, into an empty folder. The first of them is its config.
+
+    at: where below a folder of exports, as that library names it.
+    """
 
     library: str
     write: Callable[[Dictionary, Path], None]
+    files: tuple[str, ...]
     at: Callable[[Dictionary], str] = lambda dictionary: ""
+
+
+def mark() -> str:
+    """What stands under "exported_by" in the config of an export."""
+    return f"hubsae {library_version()}"
+
+
+def is_marked(config: dict) -> bool:
+    """Whether a config is that of an export of ours, which may be written anew."""
+    inner = config.get("metadata")
+    said = config.get("exported_by") or (inner.get("exported_by") if isinstance(inner, dict) else None)
+    return isinstance(said, str) and said.startswith("hubsae ")
 
 
 def cannot(library: str, what: str) -> ArtifactError:

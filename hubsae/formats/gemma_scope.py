@@ -3,11 +3,12 @@
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from hubsae.errors import ArtifactError
 from hubsae.formats.hook_names import base_model, site_of_hook, site_of_module
 from hubsae.formats.imported import Given, Imported
-from hubsae.formats.layout import Layout, both, refused, setting
+from hubsae.formats.layout import Layout, refused, setting
 from hubsae.formats.parts import Parts
 from hubsae.formats.repo_files import RepoFiles, beside, folders_with
 from hubsae.formats.tensors import Tensors
@@ -16,20 +17,23 @@ from hubsae.sparsity import JumpReLU
 
 PARAMS_1, PARAMS_2, CONFIG_2 = "params.npz", "params.safetensors", "config.json"
 _CROSS_LAYER = re.compile(r"(?:^|/)clt/.+\.safetensors$")
+_NORMED = "ln2.hook_normalized"
 _TOKENS = {"context_size": 1024, "add_special_tokens": True}  # by its technical report
 
 
 def _read_1(files: RepoFiles, entry: str, given: Given) -> Imported:
     name = beside(entry, PARAMS_1)
-    address = f"{files.address}/{entry}"
     tensors = Tensors.read(files.path(name), name)
     parts = _parts(tensors, {"W_enc": "W_enc", "W_dec": "W_dec"})
     d_in, d_out = parts.W_enc.shape[0], parts.W_dec.shape[1]
-    match = re.search(r"gemma-scope-(\d+b)-(pt|it)", address)
-    model = f"gemma-2-{match[1]}" + ("-it" if match[2] == "it" else "") if match else None
-    if "embedding/" in address:  # the embeddings that it reads are scaled by sqrt(d) in the model
+    found = _published(files, entry)
+    if found and found.kind == "embedding":  # the embeddings that it reads are scaled by sqrt(d) in the model
         parts = parts.scaled(1 / math.sqrt(d_in))
-    reads, writes = _sites_1(address, model or "gemma-2-2b", given)
+    is_transcoder = bool(found and found.kind == "transcoders")
+    reads, writes = given.places(
+        lambda: found.site(given) if found else None,
+        (lambda: found.site(given, "hook_mlp_out")) if found and is_transcoder else None,
+    )
     return Imported(
         "Gemma Scope",
         parts,
@@ -38,26 +42,42 @@ def _read_1(files: RepoFiles, entry: str, given: Given) -> Imported:
         writes,
         (d_in,),
         (d_out,),
-        (base_model(model),),
-        _TOKENS,
-        before_gain=not given.reads and "-transcoders" in address,
+        (base_model(found.model if found else None),),
+        _TOKENS if found else {},
+        {"published as": found.name} if found else {},
+        before_gain=is_transcoder and not given.reads,
     )
 
 
-def _sites_1(address: str, model: str, given: Given) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
-    if given.reads:
-        return both(given, None)
-    layer = re.search(r"layer_(\d+)(?:/|$)", address)
-    kind = re.search(r"-(res|mlp|att|transcoders)(?:/|-|$)", address)
-    if "embedding/" in address:
-        return both(given, site_of_hook("hook_embed", model))
-    if not (layer and kind):
-        return both(given, None)
-    at = f"blocks.{layer[1]}"
-    if kind[1] == "transcoders":
-        return both(given, site_of_hook(f"{at}.ln2.hook_normalized", model), site_of_hook(f"{at}.hook_mlp_out", model))
-    hook = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}[kind[1]]
-    return both(given, site_of_hook(f"{at}.{hook}", model))
+@dataclass(frozen=True)
+class _Published:
+    """What the name of a repository and of a folder in it say."""
+
+    name: str
+    model: str
+    kind: str
+    layer: int
+
+    def site(self, given: Given, hook: str | None = None) -> Site:
+        if self.kind == "embedding":
+            return site_of_hook("hook_embed", self.model)
+        own = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z", "transcoders": _NORMED}
+        return site_of_hook(f"blocks.{self.layer}.{hook or own[self.kind]}", given.model_type or self.model)
+
+
+def _published(files: RepoFiles, entry: str) -> _Published | None:
+    """By `gemma-scope-2b-pt-res` as a whole part of the address, and what stands behind it."""
+    parts = [part.rpartition("--")[2] for part in f"{files.address}/{entry}".split("/")]  # -- as the Hub's cache has it
+    for at in reversed(range(len(parts))):
+        match = re.fullmatch(r"gemma-scope-([0-9]{1,3}b)-(pt|it)-(res|mlp|att|transcoders)", parts[at])
+        if not match:
+            continue
+        model = f"gemma-2-{match[1]}" + ("-it" if match[2] == "it" else "")
+        layers = [m for part in parts[at + 1 :] if (m := re.fullmatch(r"layer_([0-9]{1,4})", part))]
+        if match[3] == "res" and "embedding" in parts[at + 1 :]:
+            return _Published(match[0], model, "embedding", 0)
+        return _Published(match[0], model, match[3], int(layers[-1][1])) if layers else None
+    return None
 
 
 def _read_2(files: RepoFiles, entry: str, given: Given) -> Imported:
@@ -81,11 +101,11 @@ def _read_2(files: RepoFiles, entry: str, given: Given) -> Imported:
     model = setting(config, "model_name", str, None)
     read = setting(config, "hf_hook_point_in", str, None)
     written = setting(config, "hf_hook_point_out", str, None)
-    if given.reads:
-        reads, writes = both(given, None)
-    else:
-        there = site_of_module(written) if written and written != read else None
-        reads, writes = both(given, site_of_module(read) if read else None, there)
+    is_transcoder = bool(written and written != read)
+    reads, writes = given.places(
+        lambda: site_of_module(read) if read else None,
+        (lambda: site_of_module(written or "")) if is_transcoder else None,
+    )
     recorded = {k: config[k] for k in ("model_name", "hf_hook_point_in", "hf_hook_point_out", "l0") if config.get(k)}
     models = (base_model(model.replace("-v3", "-3") if model else None),)
     return Imported("Gemma Scope 2", parts, JumpReLU(), reads, writes, (d_in,), (d_out,), models, _TOKENS, recorded)

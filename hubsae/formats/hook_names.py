@@ -8,9 +8,8 @@ from hubsae.identity import BaseModel
 from hubsae.sites import Site
 
 # TransformerLens' short names of models whose repository is not spelt like them
-_MODELS = {
+SHORT_NAMES = {
     "gpt2-small": "openai-community/gpt2",
-    "gpt2": "openai-community/gpt2",
     "gpt2-medium": "openai-community/gpt2-medium",
     "gpt2-large": "openai-community/gpt2-large",
     "gpt2-xl": "openai-community/gpt2-xl",
@@ -19,13 +18,14 @@ _MODELS = {
     "tiny-stories-33M": "roneneldan/TinyStories-33M",
 }
 _OWNERS = (
-    (r"pythia-.+", "EleutherAI"),
-    (r"gemma-(?:2|3)?-?\d.*", "google"),
-    (r"(?:Llama|Meta-Llama)-.+", "meta-llama"),
-    (r"Qwen[\d.]*-.+", "Qwen"),
-    (r"DeepSeek-.+", "deepseek-ai"),
+    (r"pythia-(?:14m|31m|70m|160m|410m|1b|1\.4b|2\.8b|6\.9b|12b)(?:-deduped)?(?:-v0)?", "EleutherAI/{}"),
+    (r"gemma-(?:2-|3-)?\d+b.*|gemma-3-270m.*", "google/{}"),
+    (r"Llama-2-\d+b(?:-chat)?", "meta-llama/{}-hf"),
+    (r"(?:Llama-3|Meta-Llama-3).+", "meta-llama/{}"),
+    (r"Qwen[\d.]*-.+", "Qwen/{}"),
+    (r"DeepSeek-.+", "deepseek-ai/{}"),
 )
-_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+_BLOCK = re.compile(r"blocks\.([0-9]{1,6})\.(.{1,200})")
 _HF_END = re.compile(r"\.(output|input)$")
 _MODULES = {
     "self_attn": "attn",
@@ -34,7 +34,7 @@ _MODULES = {
     "mlp": "mlp",
     "feed_forward": "mlp",
 }
-_PLAIN = {
+_PLAIN = {  # the same in every model
     "hook_resid_post": "residual",
     "hook_resid_pre": "residual_in",
     "mlp.hook_in": "mlp_in",
@@ -44,22 +44,20 @@ _PLAIN = {
     "ln1.hook_normalized": "attn_in",  # up to the norm's gain and bias: see `is_before_gain`
     "ln2.hook_normalized": "mlp_in",
 }
+_LLAMA = {
+    "hook_mlp_out": "mlp",
+    "hook_attn_out": "attn",
+    "hook_resid_mid": "post_attention_layernorm.in",
+    "attn.hook_z": "self_attn.o_proj.in",
+    "mlp.hook_post": "mlp.down_proj.in",
+}
+# what comes out of a module is normalised once more, and TransformerLens reads behind that
+_AFTER_NORM = {"hook_mlp_out": "post_feedforward_layernorm", "hook_attn_out": "post_attention_layernorm"}
 # by family: what TransformerLens' names mean in the model's own modules
-_FAMILIES = {
-    "sandwich": {  # Gemma 2 and 3 normalise what the modules return, and TransformerLens reads behind that
-        "hook_mlp_out": "post_feedforward_layernorm",
-        "hook_attn_out": "post_attention_layernorm",
-        "hook_resid_mid": "pre_feedforward_layernorm.in",
-        "attn.hook_z": "self_attn.o_proj.in",
-        "mlp.hook_post": "mlp.down_proj.in",
-    },
-    "llama": {
-        "hook_mlp_out": "mlp",
-        "hook_attn_out": "attn",
-        "hook_resid_mid": "post_attention_layernorm.in",
-        "attn.hook_z": "self_attn.o_proj.in",
-        "mlp.hook_post": "mlp.down_proj.in",
-    },
+_FAMILIES: dict[str, dict[str, str]] = {
+    "sandwich": {**_LLAMA, **_AFTER_NORM, "hook_resid_mid": "pre_feedforward_layernorm.in"},
+    "after": {**{k: v for k, v in _LLAMA.items() if k != "hook_resid_mid"}, **_AFTER_NORM},
+    "llama": _LLAMA,
     "gpt2": {
         "hook_mlp_out": "mlp",
         "hook_attn_out": "attn",
@@ -73,19 +71,36 @@ _FAMILIES = {
         "attn.hook_z": "attention.dense.in",
         "mlp.hook_post": "mlp.dense_4h_to_h.in",
     },
-    "unknown": {"hook_mlp_out": "mlp", "hook_attn_out": "attn"},
+    "unknown": {},
+}
+_FAMILY_NAMES = (  # of repositories, of TransformerLens' names, and of model types
+    ("sandwich", r"gemma-?[23](?!b|\d)|medgemma|shieldgemma"),
+    ("after", r"olmo-?[23]"),
+    ("gpt2", r"gpt-?2"),
+    ("neox", r"pythia|neox"),
+    ("llama", r"llama|qwen|mistral|gemma|vicuna|deepseek-r1-distill"),
+)
+_NORMS = {  # what stands before a module, by family
+    "sandwich": {"mlp_in": "pre_feedforward_layernorm", "attn_in": "input_layernorm"},
+    "llama": {"mlp_in": "post_attention_layernorm", "attn_in": "input_layernorm"},
+    "gpt2": {"mlp_in": "ln_2", "attn_in": "ln_1"},
+    "neox": {"mlp_in": "post_attention_layernorm", "attn_in": "input_layernorm"},
 }
 
 
 def repository_of(model: str | None) -> str | None:
     """The repository that a model's name stands for, or None where that is not certain."""
-    if not model or not isinstance(model, str):
+    if (
+        not model
+        or not isinstance(model, str)
+        or not re.fullmatch(r"(?:[A-Za-z0-9_.-]{1,96}/)?[A-Za-z0-9_.-]{1,96}", model)
+    ):
         return None
-    if model in _MODELS:
-        return _MODELS[model]
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+    if model in SHORT_NAMES or model == "gpt2":
+        return SHORT_NAMES.get(model, "openai-community/gpt2")
+    if "/" in model:
         return model
-    return next((f"{owner}/{model}" for pattern, owner in _OWNERS if re.fullmatch(pattern, model)), None)
+    return next((form.format(model) for pattern, form in _OWNERS if re.fullmatch(pattern, model)), None)
 
 
 def base_model(name: str | None, revision: Any = None) -> BaseModel:
@@ -95,32 +110,41 @@ def base_model(name: str | None, revision: Any = None) -> BaseModel:
     return BaseModel(repo_id=repository_of(name), revision=commit, requested_revision=asked)
 
 
-def _family(model: str | None) -> str:
+def family_of(model: str | None) -> str:
+    """The family of a model by its name or its type, `"unknown"` where neither is known."""
     name = (model or "").lower()
-    if "gemma-2-" in name or "gemma-3-" in name:
-        return "sandwich"
-    if "gpt2" in name:
-        return "gpt2"
-    if "pythia" in name or "neox" in name:
-        return "neox"
-    return "llama" if any(part in name for part in ("llama", "qwen", "mistral", "gemma-2b", "gemma-7b")) else "unknown"
+    return next((family for family, pattern in _FAMILY_NAMES if re.search(pattern, name)), "unknown")
+
+
+def adds_bos(model: str | None) -> bool | None:
+    """Whether a model's tokenizer puts a BOS token in front by itself; None where that is not known."""
+    name = (model or "").lower()
+    if re.search(r"qwen|gpt-?2|pythia|neox|olmo", name):
+        return False
+    return True if re.search(r"llama|gemma|mistral", name) else None
 
 
 def site_of_hook(hook: str, model: str | None) -> Site:
-    """TransformerLens' name of a place, in a model of this name -> the site; `ArtifactError` where it has none here."""
-    match = _BLOCK.fullmatch(hook) if isinstance(hook, str) else None
-    if hook == "hook_embed":
+    """TransformerLens' name of a place, in a model of this name or type -> the site; `ArtifactError` if it has none."""
+    family = family_of(model)
+    if hook == "hook_embed" and family not in ("gpt2", "unknown"):  # those may add learned positions to it
         return Site(0, "residual_in")
-    if not match:
+    match = _BLOCK.fullmatch(hook) if isinstance(hook, str) else None
+    if not match and hook != "hook_embed":
         return site_of_module(hook)
-    layer, place = int(match[1]), match[2]
-    component = _PLAIN.get(place) or _FAMILIES[_family(model)].get(place)
-    if component is None:
+    component = match and (_PLAIN.get(match[2]) or _FAMILIES[family].get(match[2]))
+    if not match or component is None:
         raise ArtifactError(
-            f"it reads or writes {hook!r}, which no site of {model or 'an unnamed model'} is known to be; "
-            "if you know it, give reads= and writes=, such as reads='layers.3.mlp_in'"
+            f"it names the place {str(hook)[:80]!r}, and where that is in {str(model or 'an unnamed model')[:80]} is "
+            "not known here; give the language model (model=), or reads= and writes=, such as reads='layers.3.mlp_in'"
         )
-    return Site(layer, component)
+    return Site(int(match[1]), component)
+
+
+def is_certain(hook: str) -> bool:
+    """Whether a name means the same place in every model."""
+    match = _BLOCK.fullmatch(hook)
+    return bool(match and match[2] in _PLAIN)
 
 
 def is_before_gain(hook: str | None) -> bool:
@@ -151,27 +175,26 @@ def input_of(site: Site) -> Site:
     return Site(site.layer, site.component + mark, site.model)
 
 
-def hook_of(site: Site, model_type: str | None, name: str | None = None) -> str | None:
-    """TransformerLens' name of a site in a model of this type (or, if unknown, of this name); None if it has none."""
-    family = _FAMILIES[_kind(model_type, name)]
-    own = [place for place, component in family.items() if component == site.component]
+def hook_of(site: Site, model: str | None) -> str | None:
+    """TransformerLens' name of a site in a model of this name or type; None where it has none that is certain."""
+    own = [place for place, component in _FAMILIES[family_of(model)].items() if component == site.component]
     own += [place for place, c in _PLAIN.items() if c == site.component and not is_before_gain(place)]
     return f"blocks.{site.layer}.{own[0]}" if own else None
 
 
-def module_of(site: Site, model_type: str | None, name: str | None = None) -> str:
+def module_of(site: Site, model: str | None) -> str:
     """The path of a site's module as `transformers` names it: `layers.3.mlp`, `h.5.attn`, `layers.3`."""
-    kind = _kind(model_type, name)
-    attention = {"gpt2": "attn", "neox": "attention"}.get(kind, "self_attn")
+    family = family_of(model)
+    attention = {"gpt2": "attn", "neox": "attention"}.get(family, "self_attn")
     names = {"residual": "", "attn": f".{attention}", "mlp": ".mlp"}
-    return f"{'h' if kind == 'gpt2' else 'layers'}.{site.layer}" + names.get(site.module, f".{site.module}")
+    return f"{'h' if family == 'gpt2' else 'layers'}.{site.layer}" + names.get(site.module, f".{site.module}")
 
 
-def prefix_of(model_type: str | None, name: str | None = None) -> str:
-    """What stands before the blocks in a `transformers` model with a head."""
-    return {"gpt2": "transformer.", "neox": "gpt_neox."}.get(_kind(model_type, name), "model.")
-
-
-def _kind(model_type: str | None, name: str | None) -> str:
-    kinds = {"gemma2": "sandwich", "gemma3_text": "sandwich", "gemma3": "sandwich", "gpt2": "gpt2", "gpt_neox": "neox"}
-    return kinds.get(model_type, "llama") if model_type else _family(name)
+def output_of(site: Site, model: str | None) -> str | None:
+    """The path, from the top of a `transformers` model with a head, of the module whose output a site is, if known."""
+    family = family_of(model)
+    prefix = {"gpt2": "transformer.", "neox": "gpt_neox."}.get(family, "model.")
+    if not site.is_input:
+        return prefix + module_of(site, model)
+    norm = _NORMS.get(family, {}).get(site.component)
+    return norm and prefix + module_of(Site(site.layer, norm), model)

@@ -10,7 +10,6 @@ import numpy as np
 from hubsae.errors import ArtifactError
 from hubsae.formats.imported import Given, Imported
 from hubsae.formats.repo_files import RepoFiles
-from hubsae.sites import Site
 from hubsae.sparsity import JumpReLU, ReLU, Sparsity, TopK
 
 
@@ -30,13 +29,18 @@ def setting(config: dict, name: str, kind: type, default: Any = ...) -> Any:
         if default is ...:
             raise ArtifactError(f"its settings have no {name!r}; there are {', '.join(map(str, config))[:200]}")
         return default
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 1000:
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ArtifactError(f"its setting {name!r} is {str(value)[:80]!r}, expected {kind.__name__}")
+        raise ArtifactError(f"its setting {name!r} is {_shown(value)}, expected {kind.__name__}")
     if kind is float and not math.isfinite(value):
         raise ArtifactError(f"its setting {name!r} is {value}, which nothing can be computed with")
     return value
+
+
+def _shown(value: Any) -> str:
+    """A value in a message; what holds others is only named, since it may hold itself many times."""
+    return repr(value)[:80] if isinstance(value, str | float | bool) else f"a {type(value).__name__}"
 
 
 def positive(config: dict, name: str) -> float:
@@ -53,6 +57,12 @@ def width(config: dict, name: str) -> int:
     if not 1 <= value < 1 << 32:
         raise ArtifactError(f"its setting {name!r} is {value}, expected a positive number of columns or features")
     return value
+
+
+def is_of(address: str, repo_id: str) -> bool:
+    """Whether an address is this repository's, or a folder's that holds a copy of it, in the Hub's cache or by name."""
+    parts = address.split("/")
+    return address == repo_id or f"models--{repo_id.replace('/', '--')}" in parts or repo_id.split("/")[1] == parts[-1]
 
 
 def refused(what: str, why: str) -> ArtifactError:
@@ -75,15 +85,3 @@ def top_k(k: int | None, n_features: int) -> Sparsity:
     if k is None:
         raise ArtifactError("it keeps the k largest features, but nothing says how many; give k=")
     return TopK(k) if k < n_features else ReLU()
-
-
-def both(given: Given, reads: Site | None, writes: Site | None = None) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
-    """Sites read and written: those the user gave, else those found; writes are the reads where there are no others."""
-    if not given.reads and reads is None:
-        raise ArtifactError(
-            "nothing in its files says where it reads; give reads=, such as reads='layers.19.residual' "
-            "(and writes= for a transcoder)"
-        )
-    read = given.reads or (reads,)
-    written = given.writes or ((writes,) if writes is not None else read)
-    return read, written  # type: ignore[return-value]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from hubsae.errors import ArtifactError
 from hubsae.formats.hook_names import base_model
 from hubsae.formats.imported import Given, Imported
-from hubsae.formats.layout import Layout, both, refused, top_k
+from hubsae.formats.layout import Layout, refused, top_k
 from hubsae.formats.parts import Parts
 from hubsae.formats.repo_files import RepoFiles
 from hubsae.formats.tensors import Tensors
@@ -62,14 +62,14 @@ def _linear(tensors: Tensors, encoder: str, decoder: str) -> Parts:
 
 
 def _made(name: str, parts: Parts, rule, site: Site | None, model: str | None, given: Given, tokens: dict) -> Imported:
-    reads, writes = both(given, site)
+    reads, writes = given.places(lambda: site, (lambda: site) if given.writes else None)
     d = parts.W_enc.shape[0]
     models = (base_model(model),) if model else (BaseModel(),)
     return Imported(name, parts, rule, reads, writes, (d,), (d,), models, tokens)
 
 
 def _goodfire(tensors: Tensors, address: str, given: Given) -> Imported:
-    match = re.search(r"(Llama-[\d.]+-\d+B-Instruct)-SAE-l(\d+)", address)
+    match = re.search(r"(Llama-[\d.]+-\d+B-Instruct)-SAE-l([0-9]{1,6})", address)
     model = f"meta-llama/{match[1]}" if match else None
     site = Site(int(match[2]), "residual") if match else None
     parts = _linear(tensors, "encoder_linear", "decoder_linear")
@@ -77,7 +77,7 @@ def _goodfire(tensors: Tensors, address: str, given: Given) -> Imported:
 
 
 def _deepseek(tensors: Tensors, address: str, given: Given) -> Imported:
-    match = re.search(r"(DeepSeek-R1-Distill-Llama-8B)-SAE-l(\d+)", address)
+    match = re.search(r"(DeepSeek-R1-Distill-Llama-8B)-SAE-l([0-9]{1,6})", address)
     model = f"deepseek-ai/{match[1]}" if match else None
     site = Site(int(match[2]), "residual") if match else None
     return _made("DeepSeek R1", _linear(tensors, "encoder", "decoder"), ReLU(), site, model, given, {})
@@ -94,12 +94,11 @@ def _qwen(tensors: Tensors, address: str, given: Given) -> Imported:
         tensors.take("W_dec", (d, n)).T,
         tensors.take("b_dec", (d,)),
     )
-    repo = re.search(r"SAE-Res-(Qwen.+?)-W(\d+)K-L0_(\d+)", address)
-    layer = re.search(r"layer(\d+)\.sae\.pt$", address)
-    if repo and n != int(repo[2]) * 1024 and not given.k:
-        raise ArtifactError(f"{tensors.where}: {n} features, but its repository's name says {repo[2]}K; give k=")
+    repo = re.search(r"SAE-Res-(Qwen.+?)-W([0-9]{1,6})K-L0_([0-9]{1,6})", address)
+    layer = re.search(r"layer([0-9]{1,6})\.sae\.pt$", address)
+    fits = bool(repo and n == int(repo[2]) * 1024)
     site = Site(int(layer[1]), "residual") if layer and repo else None
-    rule = top_k(given.k or (int(repo[3]) if repo else None), n)
+    rule = top_k(int(repo[3]) if repo and fits else given.kept(), n)
     return _made("Qwen Scope", parts, rule, site, f"Qwen/{repo[1]}" if repo else None, given, {})
 
 
@@ -109,7 +108,10 @@ def _openai(tensors: Tensors, address: str, given: Given) -> Imported:
         raise refused("activation 'TopK'", "it normalises every row by its own mean and deviation, which no weights do")
     if activation not in (None, "ReLU"):
         raise ArtifactError(f"activation {str(activation)[:60]!r} of OpenAI's autoencoders is not known here")
-    n, d = tensors.shape("encoder.weight")
+    shape = tensors.shape("encoder.weight")
+    if len(shape) != 2 or 0 in shape:
+        raise ArtifactError(f"{tensors.where}: encoder.weight has shape {shape}, expected (features, columns)")
+    n, d = shape
     parts = Parts(
         tensors.take("encoder.weight", (n, d)).T,
         tensors.take("latent_bias", (n,)),
@@ -120,7 +122,7 @@ def _openai(tensors: Tensors, address: str, given: Given) -> Imported:
     tensors.ignore(["activation_state_dict"])
     tensors.finish()
     parts = parts.subtracting(parts.b_dec)
-    match = re.search(r"gpt2-small/(\w+?)(?:_v\d\w*)?/autoencoders/(\d+)\.pt", address)
+    match = re.search(r"gpt2-small/(\w+?)(?:_v\d\w*)?/autoencoders/([0-9]{1,6})\.pt", address)
     component = _OPENAI_SITES.get(match[1]) if match else None
     site = Site(int(match[2]), component) if match and component else None
     return _made("OpenAI", parts, ReLU(), site, "gpt2-small" if match else None, given, {"context_size": 64})

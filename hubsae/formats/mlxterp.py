@@ -5,7 +5,7 @@ import numpy as np
 from hubsae.errors import ArtifactError
 from hubsae.formats.hook_names import base_model
 from hubsae.formats.imported import Given, Imported
-from hubsae.formats.layout import Layout, both, refused, setting, top_k, width
+from hubsae.formats.layout import Layout, refused, setting, top_k, width
 from hubsae.formats.parts import Parts
 from hubsae.formats.repo_files import RepoFiles, beside, folders_with
 from hubsae.formats.tensors import Tensors
@@ -42,7 +42,7 @@ def _read(files: RepoFiles, entry: str, given: Given) -> Imported:
     site = Site(layer, component) if layer is not None and component else None
     model = setting(metadata, "model_name", str, None)
     recorded = {k: metadata[k] for k in ("layer", "component", "model_name", "training_samples") if metadata.get(k)}
-    reads, writes = both(given, site)
+    reads, writes = given.places(lambda: site)
     rule = top_k(setting(config, "k", int), n)
     return Imported("mlxterp", parts, rule, reads, writes, (d,), (d,), (base_model(model),), {}, recorded)
 

@@ -8,7 +8,7 @@ import numpy as np
 from hubsae.errors import ArtifactError
 from hubsae.formats.hook_names import base_model, is_before_gain, site_of_hook
 from hubsae.formats.imported import Given, Imported
-from hubsae.formats.layout import Layout, both, positive, rectified, refused, scalar_threshold, setting, top_k, width
+from hubsae.formats.layout import Layout, positive, rectified, refused, scalar_threshold, setting, top_k, width
 from hubsae.formats.parts import Parts, decoder_norms
 from hubsae.formats.repo_files import RepoFiles, beside, folders_with
 from hubsae.formats.tensors import Tensors
@@ -29,20 +29,20 @@ def _read_llama_scope(files: RepoFiles, entry: str, given: Given) -> Imported:
     d, n = width(config, "d_model"), width(config, "d_sae")
     if setting(config, "norm_activation", str, "dataset-wise") != "dataset-wise":
         raise refused(f"norm_activation {config['norm_activation']!r}", "no weights do what depends on each row's norm")
-    if setting(config, "act_fn", str, "jumprelu") not in ("jumprelu", "relu"):
-        raise ArtifactError(f"act_fn {str(config['act_fn'])[:60]!r} of Llama Scope is not known here")
+    if setting(config, "act_fn", str, "jumprelu") != "jumprelu":
+        raise ArtifactError(f"act_fn {config['act_fn'][:60]!r} of Llama Scope is not known here")
     norms = setting(config, "dataset_average_activation_norm", dict)
     hook_in, hook_out = (setting(config, f"hook_point_{end}", str) for end in ("in", "out"))
     scale_in = math.sqrt(d) / positive(norms, "in")
     scale_out = scale_in if hook_in == hook_out else math.sqrt(d) / positive(norms, "out")
-    parts = _linear(tensors, d, n)
+    parts = _linear(tensors, d, n, has_bias=setting(config, "use_decoder_bias", bool, True))
+    if setting(config, "apply_decoder_bias_to_pre_encoder", bool, False):
+        parts = parts.subtracting(parts.b_dec)
     # the one threshold is in units of raw activations, and what the weights compute in those of scaled ones
-    threshold = setting(config, "jump_relu_threshold", float, 0.0) * scale_in
-    learned = scalar_threshold(threshold, n)
-    parts = replace(parts, learned=learned).scaled(scale_in, 1 / scale_out)
-    reads, writes = _sites(config, _LLAMA, given)
-    recorded = {"hook_point_in": hook_in, "hook_point_out": hook_out}
-    tokens = {"context_size": 1024, "add_special_tokens": True}
+    threshold = setting(config, "jump_relu_threshold", float) * scale_in
+    parts = replace(parts, learned=scalar_threshold(threshold, n)).scaled(scale_in, 1 / scale_out)
+    is_published = "Llama3_1-8B" in f"{files.address}/{entry}"
+    reads, writes = _sites(config, given, _LLAMA)
     return Imported(
         "Llama Scope",
         parts,
@@ -51,20 +51,21 @@ def _read_llama_scope(files: RepoFiles, entry: str, given: Given) -> Imported:
         writes,
         (d,),
         (d,),
-        (base_model(_LLAMA),),
-        tokens,
-        recorded,
+        (base_model(_LLAMA if is_published else None),),
+        {"context_size": 1024, "add_special_tokens": True} if is_published else {},
+        {"hook_point_in": hook_in, "hook_point_out": hook_out},
+        notes=("its threshold is taken in units of raw activations and without decoder norms, as SAELens takes it",),
         before_gain=not given.reads and is_before_gain(hook_in),
     )
 
 
-def _linear(tensors: Tensors, d: int, n: int) -> Parts:
+def _linear(tensors: Tensors, d: int, n: int, has_bias: bool = True) -> Parts:
     """Weights as `torch.nn.Linear` keeps them."""
     parts = Parts(
         tensors.take("encoder.weight", (n, d)).T,
         tensors.take("encoder.bias", (n,)),
         tensors.take("decoder.weight", (d, n)).T,
-        tensors.take("decoder.bias", (d,)),
+        tensors.take("decoder.bias", (d,)) if has_bias else np.zeros(d, np.float32),
     )
     learned = tensors.optional("log_jumprelu_threshold", (n,))
     tensors.finish()
@@ -94,7 +95,7 @@ def _read(files: RepoFiles, entry: str, given: Given) -> Imported:
         parts, rule = _native(config, tensors, d, n)
     if scales is not None:
         parts = parts.scaled(scales[0], 1 / scales[1])
-    reads, writes = _sites(config, _model(config), given)
+    reads, writes = _sites(config, given, _model(config))
     recorded = {k: config[k] for k in ("hook_point_in", "hook_point_out", "act_fn") if isinstance(config.get(k), str)}
     models = (base_model(_model(config)),)
     before_gain = not given.reads and is_before_gain(config.get("hook_point_in"))
@@ -140,9 +141,10 @@ def _norm_scales(config: dict, tensors: Tensors, hooks: list, d: int, given: Giv
         return None
     if mode != "dataset-wise":
         raise refused(f"norm_activation {mode[:40]!r}", "no weights do what depends on each row's norm")
-    if given.input_scales:
-        return [given.input_scales[min(i, len(given.input_scales) - 1)] for i in range(len(hooks))]
-    if missing := [hook for hook in hooks if f"{_NORM}{hook}" not in tensors]:
+    missing = [hook for hook in hooks if f"{_NORM}{hook}" not in tensors]
+    if missing and (scales := given.scales(1 if len(set(hooks)) == 1 else len(hooks))):
+        return list(scales * len(hooks))[: len(hooks)]
+    if missing:
         raise ArtifactError(
             "its rows were scaled to a mean norm of sqrt(d), but the mean norm of "
             f"{', '.join(map(str, dict.fromkeys(missing)))[:200]} is not in its files; give input_scales="
@@ -170,7 +172,8 @@ def _crosscoder(config: dict, tensors: Tensors, given: Given) -> Imported:
     if scales is not None:
         parts = parts.scaled(np.repeat(np.array(scales, np.float32), d))
     model = _model(config)
-    sites = given.reads or tuple(site_of_hook(hook, model) for hook in hooks)
+    known = given.model_type or model
+    sites = given.several(heads, lambda: tuple(site_of_hook(hook, known) for hook in hooks))
     return Imported(
         "llamascopium",
         parts,
@@ -193,14 +196,14 @@ def _model(config: dict) -> str | None:
     return _model(lm) if isinstance(lm, dict) else None
 
 
-def _sites(config: dict, model: str | None, given: Given) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
+def _sites(config: dict, given: Given, model: str | None) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
+    known = given.model_type or model
     hook_in, hook_out = (setting(config, f"hook_point_{end}", str, None) for end in ("in", "out"))
-    if given.reads:
-        return both(given, None)
-    if hook_in is None:
-        return both(given, None)
-    written = site_of_hook(hook_out, model) if hook_out and hook_out != hook_in else None
-    return both(given, site_of_hook(hook_in, model), written)
+    is_transcoder = bool(hook_out and hook_out != hook_in)
+    return given.places(
+        lambda: site_of_hook(hook_in, known) if hook_in else None,
+        (lambda: site_of_hook(hook_out or "", known)) if is_transcoder else None,
+    )
 
 
 LLAMA_SCOPE = Layout("Llama Scope", lambda names: folders_with(names, HYPERPARAMS, FINAL), _read_llama_scope)

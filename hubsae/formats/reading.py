@@ -27,7 +27,7 @@ from hubsae.formats.repo_files import RepoFiles, beside, open_files
 from hubsae.hub import subfolder_path
 from hubsae.hub_client import Source, local_folder, snapshot
 from hubsae.store import CONFIG, CONFIGS, read_json
-from hubsae.tables import Listed, Table
+from hubsae.tables import Listed, Table, plain
 
 # an entry that several find is the first one's
 LAYOUTS: tuple[Layout, ...] = (
@@ -47,6 +47,9 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 OURS = "hubsae"
 _SHOWN = 12
+_MOST_SETTINGS = 4 << 20
+_LONGEST_MESSAGE = 1500
+_BROKEN = (ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError, MemoryError, OSError)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Dictionaries(Listed):
 def entries(files: RepoFiles) -> Dictionaries:
     """Every dictionary that the files tell of, ours too; settings are read only where names leave it open."""
     named = _by_name(files)
-    found = (_settled(files, entry) for entry in named.values())
+    found = filter(None, (_settled(files, entry) for entry in named.values()))
     return Dictionaries(files.source, tuple(sorted(found, key=lambda entry: _natural(entry.subfolder))))
 
 
@@ -86,16 +89,20 @@ def _by_name(files: RepoFiles) -> dict[str, Entry]:
     return found
 
 
-def _settled(files: RepoFiles, entry: Entry) -> Entry:
-    """Ours where its settings say so: crosscoders of the hub mixin have files of the same names."""
-    if entry.layout is crosscoders.SF_LAYOUT and _is_ours(files.path(beside(entry.subfolder, CONFIG)).parent):
+def _settled(files: RepoFiles, entry: Entry) -> Entry | None:
+    """As its settings say, where files of these names are of several kinds: ours, crosscoders, or language models."""
+    if entry.layout is not crosscoders.SF_LAYOUT:
+        return entry
+    path = files.path(beside(entry.subfolder, CONFIG))
+    if _is_ours(path.parent):
         return Entry(entry.subfolder, OURS)
-    return entry
+    return entry if crosscoders.is_crosscoder(_quietly(path)) else None
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
     """Sorted as people count: layer_2 before layer_10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", name)]
+    parts = re.split(r"([0-9]{1,18})", name)
+    return [(0, int(part), "") if i % 2 else (1, 0, part) for i, part in enumerate(parts)]
 
 
 def choose(files: RepoFiles, subfolder: str | None) -> Entry:
@@ -104,9 +111,21 @@ def choose(files: RepoFiles, subfolder: str | None) -> Entry:
     found = _by_name(files)
     below = [name for name in found if not wanted or name.startswith(f"{wanted}/")]
     stem = [name for name in found if wanted and name.rpartition(".")[0] == wanted]
-    for names in ([wanted], stem, below):
+    around = [wanted.rpartition("/")[0]] if wanted in files.names else []  # a file of a dictionary's folder
+    for names in ([wanted], stem, around, below):
         if len(names) == 1 and names[0] in found:
-            return _settled(files, found[names[0]])
+            if entry := _settled(files, found[names[0]]):
+                return entry
+            if len(found) == 1:
+                config = beside(names[0], CONFIG)
+                files.json(config)  # says what is wrong with it
+                raise ArtifactError(
+                    f"{files.source}: {config} was not written by hubsae, nor by another library that is known here"
+                )
+            del found[names[0]]
+    below = [name for name in below if name in found]
+    if len(below) == 1 and (entry := _settled(files, found[below[0]])):
+        return entry
     if found:
         raise ArtifactError(f"{files.source}: {_no_such(wanted, below or list(found), len(found))}")
     shown = ", ".join(files.names[:_SHOWN]) + (", ..." if len(files.names) > _SHOWN else "")
@@ -123,7 +142,9 @@ def _no_such(wanted: str, names: list[str], n_all: int) -> str:
         more = f", ... ({len(names)} in all; `list_dictionaries` shows them)" if len(names) > _SHOWN else ""
         below = f" below {wanted!r}" if wanted else ""
         return f"holds several dictionaries{below}; give subfolder=, one of {listed}{more}"
-    close = difflib.get_close_matches(wanted, names, n=5, cutoff=0.5) or names[:_SHOWN]
+    close = difflib.get_close_matches(wanted, names, n=5, cutoff=0.5) or [
+        name or "(the root)" for name in names[:_SHOWN]
+    ]
     return f"no dictionary at {wanted!r}; did you mean {', '.join(close)}? `list_dictionaries` shows all {n_all}"
 
 
@@ -135,8 +156,13 @@ def read(files: RepoFiles, entry: Entry, given: Given, norm_of: NormOf | None = 
     try:
         found = entry.layout.read(files, entry.subfolder, given).after_gain(norm_of)
     except (ArtifactError, ConfigError, SiteError) as error:
-        text = str(error)
+        text = plain(str(error))[:_LONGEST_MESSAGE]
         raise ArtifactError(text if where in text else f"{where} ({entry.format}): {text}") from error
+    except _BROKEN as error:
+        reason = f"{type(error).__name__}: {plain(str(error))[:200]}"
+        raise ArtifactError(f"{where} ({entry.format}): damaged, or no dictionary of this layout ({reason})") from error
+    if unneeded := given.unneeded():
+        raise ConfigError(f"{where} ({entry.format}): its files say {', '.join(unneeded)} themselves; leave that out")
     told = where if files.source.revision else "/".join(filter(None, (Path(files.address).name, entry.subfolder)))
     dictionary = found.dictionary(told, given.said())  # a path on this machine is nobody else's business
     dictionary.source = files.at(entry.subfolder)
@@ -181,8 +207,15 @@ def _settings(source: str | Path, revision: str | None, folder: str, access: dic
 
 def _is_ours(folder: Path) -> bool:
     """Whether one of our own artifacts stands there, whole or not: its own reader says what is wrong with it."""
-    there = (folder / name for name in CONFIGS)
-    return any(path.is_file() and read_json(path).get("library_name") == OURS for path in there)
+    return any(_quietly(folder / name).get("library_name") == OURS for name in CONFIGS)
+
+
+def _quietly(path: Path) -> dict:
+    """Settings, empty where there are none that can be read."""
+    try:
+        return read_json(path, _MOST_SETTINGS) if path.is_file() else {}
+    except (ArtifactError, OSError):
+        return {}
 
 
 def _split(source: str | Path, subfolder: str | None) -> tuple[str | Path, str | None]:

@@ -10,12 +10,22 @@ from typing import Any
 import yaml
 from huggingface_hub import errors as hf
 
-from hubsae.errors import ArtifactError, ConfigError
+from hubsae.errors import ArtifactError, ConfigError, HubError
 from hubsae.hub_client import NO_ANSWER, Source, hub_api, hub_errors, local_folder, snapshot
 
 _MOST_FILES = 200_000
 _NO_FILE = "/"
 _MOST_TEXT_BYTES = 4 << 20
+_MOST_YAML_BYTES = 64 << 10
+
+
+class _Plain(yaml.BaseLoader):
+    """YAML without aliases, by which a small file could stand for a huge one."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases")
+        return super().compose_node(parent, index)
 
 
 @dataclass(frozen=True)
@@ -47,13 +57,13 @@ class RepoFiles:
         return self._mapping(name, json.loads, ValueError)
 
     def yaml(self, name: str) -> dict:
-        """A YAML mapping, without tags that make objects."""
-        return self._mapping(name, yaml.safe_load, yaml.YAMLError)
+        """A YAML mapping of texts, lists and mappings; nothing in it becomes anything else."""
+        return self._mapping(name, lambda text: yaml.load(text, Loader=_Plain), yaml.YAMLError, _MOST_YAML_BYTES)
 
-    def _mapping(self, name: str, parse: Any, error_kind: type[Exception]) -> dict:
+    def _mapping(self, name: str, parse: Any, error_kind: type[Exception], most: int = _MOST_TEXT_BYTES) -> dict:
         path = self.path(name)
         try:
-            if path.stat().st_size > _MOST_TEXT_BYTES:
+            if path.stat().st_size > most:
                 raise ArtifactError(f"{self.source}: {name} has {path.stat().st_size:,} bytes, too many for settings")
             data = parse(path.read_text(encoding="utf-8"))
         except (error_kind, ValueError, OSError, RecursionError) as error:
@@ -95,18 +105,26 @@ def open_files(
     access = {"repo_id": repo_id, "subfolder": None, "token": token, "repo_type": "model"}
     access |= {"cache_dir": cache_dir, "local_files_only": local_files_only}
     with hub_errors(repo_id, revision, "model"):
-        if not local_files_only:
-            try:
-                info = hub_api(token).model_info(repo_id, revision=revision)
-                names = sorted(file.rfilename for file in info.siblings or [])
-                inside = (n for n in names if not n.startswith("/") and ".." not in PurePosixPath(n).parts)
-                return RepoFiles(Source(repo_id, info.sha, access), tuple(inside))
-            except (hf.OfflineModeIsEnabled, *NO_ANSWER):
-                pass  # what the cache holds is all there is then
-    # a pattern that no file has: the client wants whatever matches to be there
-    cached = {"cache_dir": cache_dir, "local_files_only": True}
-    root = snapshot(repo_id, revision=revision, allow_patterns=[_NO_FILE], what="dictionary", **cached)
-    return RepoFiles(Source(repo_id, root.name, access), _listed(root))
+        try:
+            if local_files_only:
+                raise hf.OfflineModeIsEnabled
+            info = hub_api(token).model_info(repo_id, revision=revision)
+        except (hf.OfflineModeIsEnabled, hf.HfHubHTTPError, *NO_ANSWER) as error:
+            if (root := _cached(repo_id, revision, cache_dir)) is None or isinstance(error, hf.RevisionNotFoundError):
+                raise
+            return RepoFiles(Source(repo_id, root.name, access), _listed(root))
+    names = sorted(file.rfilename for file in info.siblings or [])
+    inside = (n for n in names if not n.startswith("/") and ".." not in PurePosixPath(n).parts)
+    return RepoFiles(Source(repo_id, info.sha, access), tuple(inside))
+
+
+def _cached(repo_id: str, revision: str | None, cache_dir: Any) -> Path | None:
+    """What the cache holds of a repository, which is all there is where the Hub does not answer."""
+    cached: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": True}
+    try:  # a pattern that no file has: the client wants whatever matches to be there
+        return snapshot(repo_id, revision=revision, allow_patterns=[_NO_FILE], what="dictionary", **cached)
+    except HubError:
+        return None
 
 
 def _listed(folder: Path) -> tuple[str, ...]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hubsae.errors import ArtifactError
-from hubsae.formats.hook_names import base_model, is_before_gain, site_of_hook, site_of_module
+from hubsae.formats.hook_names import adds_bos, base_model, is_before_gain, is_certain, site_of_hook, site_of_module
 from hubsae.formats.imported import Given, Imported
-from hubsae.formats.layout import Layout, both, rectified, refused, setting, top_k, width
+from hubsae.formats.layout import Layout, is_of, positive, rectified, refused, setting, top_k, width
 from hubsae.formats.parts import Parts
 from hubsae.formats.repo_files import RepoFiles, beside, folders_with
 from hubsae.formats.tensors import Tensors
@@ -28,7 +28,13 @@ _PER_TOKEN = {
     "layer_norm": "it normalises every row by its own mean and deviation",
     "constant_norm_rescale": "it scales every row by its own norm",
 }
-_CENTRED_REPOS = ("jbloom/GPT2-Small-SAEs-Reformatted", "tommmcgrath/gpt2-small-mlp-out-saes")
+# what SAELens' own list of releases changes about published files
+_CENTRED_REPOS = (
+    "jbloom/GPT2-Small-SAEs-Reformatted",
+    "jbloom/GPT2-Small-Feature-Splitting-Experiment-Layer-8",
+    "tommmcgrath/gpt2-small-mlp-out-saes",
+)
+_PER_TOKEN_REPOS = ("JoshEngels/Mistral-7B-Residual-Stream-SAEs",)
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,6 @@ def _modernised(data: dict) -> tuple[dict, dict]:
         raise refused(f"activation {str(activation)[:40]!r}", "only ReLU and TopK of that generation are known here")
     if isinstance(new.get("normalize_activations"), bool):
         new["normalize_activations"] = "expected_average_only_in" if new["normalize_activations"] else "none"
-    new.setdefault("prepend_bos", True)  # what SAELens takes when such a config is silent
     return new, new
 
 
@@ -94,6 +99,8 @@ def _read(files: RepoFiles, entry: str, given: Given) -> Imported:
         raise ArtifactError(
             f"architecture {c.architecture[:60]!r} of SAELens is not known here; known are {', '.join(_BUILDERS)}"
         )
+    if any(is_of(files.address, repo_id) for repo_id in _PER_TOKEN_REPOS):
+        c = replace(c, normalisation="constant_norm_rescale")
     if c.normalisation in _PER_TOKEN:
         raise refused(
             f"normalize_activations {c.normalisation!r}", f"{_PER_TOKEN[c.normalisation]}, which no weights do"
@@ -105,10 +112,11 @@ def _read(files: RepoFiles, entry: str, given: Given) -> Imported:
     rule, parts = _BUILDERS[c.architecture](c, tensors)
     parts = _finetuned(c, tensors, parts)
     tensors.finish()
-    parts = _unscaled(c, parts, _scale(files, entry, given))
+    parts = _unscaled(c, parts, lambda: _scale(files, entry, given))
     if _is_centred(c, files.address):
         parts = parts.centred()
     reads, writes = _sites(c, given)
+    known = given.model_type or setting(c.metadata, "model_name", str, None)
     return Imported(
         "SAELens",
         parts,
@@ -118,11 +126,10 @@ def _read(files: RepoFiles, entry: str, given: Given) -> Imported:
         (c.d_in,),
         (c.d_out,),
         (_base_model(c),),
-        tokens_of(c.metadata),
+        _tokens(c.metadata, known),
         {k: v for k, v in c.metadata.items() if k in _RECORDED and isinstance(v, str | int | float)},
-        before_gain=not given.reads
-        and not c.metadata.get("hf_hook_name")
-        and is_before_gain(c.metadata.get("hook_name")),
+        notes=_notes(c.metadata, known),
+        before_gain=not given.reads and is_before_gain(c.metadata.get("hook_name")),
     )
 
 
@@ -177,8 +184,8 @@ def _topk(c: _Config, tensors: Tensors) -> tuple[Sparsity, Parts]:
 
 def _gated(c: _Config, tensors: Tensors) -> tuple[Sparsity, Parts]:
     n = c.n_features
-    parts = _plain(c, tensors, b_enc=np.zeros(n, np.float32))
     gate, magnitude, r_mag = (tensors.take(name, (n,)) for name in ("b_gate", "b_mag", "r_mag"))
+    parts = _plain(c, tensors, b_enc=np.zeros_like(gate))
     return Gated(), parts.gated(gate, magnitude, r_mag)
 
 
@@ -216,22 +223,20 @@ def _finetuned(c: _Config, tensors: Tensors, parts: Parts) -> Parts:
 
 def _scale(files: RepoFiles, entry: str, given: Given) -> float | None:
     """The factor of its rows: as given, or as a training checkpoint keeps it beside the weights."""
-    if given.input_scales:
-        return given.input_scales[0]
-    if (name := beside(entry, SCALER)) not in files.names:
-        return None
-    found = setting(files.json(name), "scaling_factor", float, None)
-    return found if found is None or 0 < found < 1e30 else None
+    if (name := beside(entry, SCALER)) in files.names and files.json(name).get("scaling_factor") is not None:
+        return positive(files.json(name), "scaling_factor")
+    scales = given.scales(1)
+    return scales[0] if scales else None
 
 
-def _unscaled(c: _Config, parts: Parts, scale: float | None) -> Parts:
+def _unscaled(c: _Config, parts: Parts, scale_of: Callable[[], float | None]) -> Parts:
     if c.normalisation == "none":
         return parts
     if c.normalisation == "covariance_whitening":
         raise refused("normalize_activations 'covariance_whitening'", "the whitening matrix is not in its weights")
     if c.normalisation != "expected_average_only_in":
         raise ArtifactError(f"normalize_activations {c.normalisation[:60]!r} is not known here")
-    if scale is None:
+    if (scale := scale_of()) is None:
         raise ArtifactError(
             "normalize_activations is 'expected_average_only_in', so its rows were scaled to a mean norm of "
             "sqrt(d_in), but the factor is not in its files; give input_scales=sqrt(d_in) / mean norm of the rows, or "
@@ -244,26 +249,24 @@ def _is_centred(c: _Config, address: str) -> bool:
     settings = c.metadata.get("model_from_pretrained_kwargs")
     if isinstance(settings, dict) and "center_writing_weights" in settings:
         return settings["center_writing_weights"] is True
-    return address in _CENTRED_REPOS  # its own list of releases says so, the files do not
+    return any(is_of(address, repo_id) for repo_id in _CENTRED_REPOS)  # SAELens' own list says so, the files do not
 
 
 def _sites(c: _Config, given: Given) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
-    def site(hook: str, hf_hook: str) -> Site | None:
-        name = setting(c.metadata, "model_name", str, None)
-        if found := setting(c.metadata, hf_hook, str, None):
-            return site_of_module(found)
-        found = setting(c.metadata, hook, str, None)
-        return site_of_hook(found, name) if found else None
+    known = given.model_type or setting(c.metadata, "model_name", str, None)
 
-    if given.reads and (given.writes or c.architecture not in TRANSCODERS):
-        return both(given, None)
-    reads = given.reads[0] if given.reads else site("hook_name", "hf_hook_name")
-    if c.architecture not in TRANSCODERS:
-        return both(given, reads)
-    writes = given.writes[0] if given.writes else site("hook_name_out", "hf_hook_name_out")
-    if writes is None:
-        raise ArtifactError("it is a transcoder, but nothing says where it writes; give writes=")
-    return both(given, reads, writes)
+    def site(hook: str, hf_hook: str) -> Site | None:
+        found = setting(c.metadata, hook, str, None)
+        module = setting(c.metadata, hf_hook, str, None)
+        if found and (is_certain(found) or not module):
+            return site_of_hook(found, known)
+        return site_of_module(module) if module else None
+
+    is_transcoder = c.architecture in TRANSCODERS
+    return given.places(
+        lambda: site("hook_name", "hf_hook_name"),
+        (lambda: site("hook_name_out", "hf_hook_name_out")) if is_transcoder else None,
+    )
 
 
 def _base_model(c: _Config) -> BaseModel:
@@ -273,13 +276,14 @@ def _base_model(c: _Config) -> BaseModel:
     return base_model(name, revision)
 
 
-def tokens_of(metadata: dict) -> dict:
+def _tokens(metadata: dict, model: str | None) -> dict:
     """What SAELens' metadata say of how texts became rows, as entries of `TokenConfig`."""
     found: dict = {}
     if isinstance(size := metadata.get("context_size"), int) and size >= 2:
         found["context_size"] = size
-    if isinstance(bos := metadata.get("prepend_bos"), bool):
-        found["add_special_tokens"] = bos
+    # one that our tokenizer calls put there or not; what they put there themselves is told in `_notes`
+    if metadata.get("prepend_bos") is False or (metadata.get("prepend_bos") is True and adds_bos(model)):
+        found["add_special_tokens"] = metadata["prepend_bos"]
     special = metadata.get("exclude_special_tokens")
     if isinstance(special, bool):
         found["skip_special"] = special
@@ -287,6 +291,15 @@ def tokens_of(metadata: dict) -> dict:
     if isinstance(start, list | tuple) and start and (start[0] is None or isinstance(start[0], int)):
         found["skip_positions"] = max(0, start[0] or 0)
     return found
+
+
+def _notes(metadata: dict, model: str | None) -> tuple[str, ...]:
+    if metadata.get("prepend_bos") is not True or adds_bos(model):
+        return ()
+    certain = (
+        "which this model's tokenizer does not add" if adds_bos(model) is False else "which a tokenizer may not add"
+    )
+    return (f"in training a BOS token stood before every text, {certain}: put one there for the same activations",)
 
 
 def _find(names: Sequence[str]) -> list[str]:

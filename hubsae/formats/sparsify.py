@@ -3,7 +3,7 @@
 from hubsae.errors import ArtifactError, SiteError
 from hubsae.formats.hook_names import base_model, input_of, site_of_module
 from hubsae.formats.imported import Given, Imported
-from hubsae.formats.layout import Layout, both, refused, setting, top_k, width
+from hubsae.formats.layout import Layout, refused, setting, top_k, width
 from hubsae.formats.parts import Parts
 from hubsae.formats.repo_files import RepoFiles, beside, folders_with
 from hubsae.formats.tensors import Tensors
@@ -37,8 +37,10 @@ def _read(files: RepoFiles, entry: str, given: Given) -> Imported:
     tensors.finish()
     if not transcodes:
         parts = parts.subtracting(parts.b_dec)
-    hook = _site(f"{files.address}/{entry}")
-    reads, writes = both(given, input_of(hook) if transcodes and hook else hook, hook if transcodes else None)
+    hook = _site(entry or files.address.rpartition("/")[2])
+    reads, writes = given.places(
+        lambda: input_of(hook) if transcodes and hook else hook, (lambda: hook) if transcodes else None
+    )
     run = _run(files, entry)
     model, revision = setting(run, "model", str, None), setting(run, "revision", str, None)
     tokens = {"context_size": run["ctx_len"]} if isinstance(run.get("ctx_len"), int) else {}

@@ -8,8 +8,9 @@ import yaml
 from hubsae.dictionary import Dictionary
 from hubsae.errors import ArtifactError
 from hubsae.formats.circuit_tracer import CONFIG
-from hubsae.formats.exported import arrays_of, cannot, one_place, save, thresholds
+from hubsae.formats.exported import arrays_of, cannot, mark, one_place, save, thresholds
 from hubsae.formats.hook_names import hook_of
+from hubsae.sites import Site
 
 LIBRARY = "circuit-tracer"
 
@@ -37,7 +38,7 @@ def write_transcoder_set(transcoders: Sequence[Dictionary], folder: Path) -> Non
         save(folder / f"layer_{layer}.safetensors", _arrays(transcoder))
     _, hook_in, hook_out = _place(first)
     config = {"model_name": first.base_model.repo_id, "model_kind": "transcoder_set"}
-    config |= {"feature_input_hook": hook_in, "feature_output_hook": hook_out}
+    config |= {"feature_input_hook": hook_in, "feature_output_hook": hook_out, "exported_by": mark()}
     text = yaml.safe_dump({key: value for key, value in config.items() if value is not None}, sort_keys=False)
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
@@ -59,9 +60,15 @@ def _check(transcoder: Dictionary) -> None:
 def _place(transcoder: Dictionary) -> tuple[str | None, str | None, str | None]:
     """Its model, and the names of the two places inside a block."""
     c, base = transcoder.config, transcoder.base_model
-    hooks = [hook_of(sites[0], base.model_type, base.repo_id) for sites in (c.read_sites, c.write_sites)]
-    ends = [hook and hook.split(".", 2)[2] for hook in hooks]
-    return base.repo_id, ends[0], ends[1]
+    known = base.model_type or base.repo_id
+    read, written = (_inside(sites[0], known) for sites in (c.read_sites, c.write_sites))
+    return base.repo_id, read, written
+
+
+def _inside(site: Site, model: str | None) -> str | None:
+    """The name of a place inside a block; those of the MLP as its backends without TransformerLens know them too."""
+    hook = hook_of(site, model)
+    return {"mlp_in": "mlp.hook_in", "mlp": "mlp.hook_out"}.get(site.component) or (hook and hook.split(".", 2)[2])
 
 
 def _arrays(transcoder: Dictionary) -> dict:

@@ -161,7 +161,7 @@ def _hook(dictionary: Dictionary) -> str | None:
     base = dictionary.base_models[model]
     if len(written) != 1 or written[0].model != model:
         return None
-    return hook_of(written[0], base.model_type, base.repo_id)
+    return hook_of(written[0], base.model_type or base.repo_id)
 
 
 def _feature(source: _Source, features: Features, i: int, row: np.ndarray, hook: str | None) -> dict:

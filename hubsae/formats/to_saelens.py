@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from hubsae.dictionary import Dictionary
-from hubsae.formats.exported import Export, arrays_of, cannot, one_place, save, thresholds
-from hubsae.formats.hook_names import hook_of, module_of, prefix_of
+from hubsae.formats.exported import Export, arrays_of, cannot, mark, one_place, save, thresholds
+from hubsae.formats.hook_names import SHORT_NAMES, adds_bos, hook_of, module_of, output_of
 from hubsae.formats.saelens import CONFIG, WEIGHTS
 from hubsae.sites import Site
 from hubsae.sparsity import Gated, TopK
@@ -14,7 +14,7 @@ from hubsae.store import write_json
 
 LIBRARY = "SAELens"
 _VERSION = "6.54.12"  # of the layout; without one SAELens takes a config for that of its early versions
-_SHORT_NAMES = {"openai-community/gpt2": "gpt2-small", "gpt2": "gpt2-small"}
+_NAMES_THERE = {repo_id: name for name, repo_id in SHORT_NAMES.items()}
 
 
 def _write(dictionary: Dictionary, folder: Path) -> None:
@@ -70,39 +70,41 @@ def _gated(own: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> dict[st
 
 def _hook(dictionary: Dictionary, site: Site) -> str:
     """TransformerLens' name where it has one, else the module's path."""
-    model_type = dictionary.base_model.model_type
-    return hook_of(site, model_type, dictionary.base_model.repo_id) or _module(dictionary, site)
-
-
-def _module(dictionary: Dictionary, site: Site) -> str:
-    """The module's path as `transformers` names it."""
-    known = dictionary.base_model.model_type, dictionary.base_model.repo_id
-    return prefix_of(*known) + module_of(site, *known) + (".input" if site.is_input else "")
+    base = dictionary.base_model
+    known = base.model_type or base.repo_id
+    return hook_of(site, known) or module_of(site, known) + (".input" if site.is_input else "")
 
 
 def _metadata(dictionary: Dictionary) -> dict:
     c, base = dictionary.config, dictionary.base_model
     read, written = c.read_sites[0], c.write_sites[0]
+    known = base.model_type or base.repo_id
     found: dict = {
         "sae_lens_version": _VERSION,
         "sae_lens_training_version": None,
-        "model_name": _SHORT_NAMES.get(base.repo_id or "", base.repo_id),
+        "model_name": _NAMES_THERE.get(base.repo_id or "", base.repo_id),
         "hook_name": _hook(dictionary, read),
-        "hf_hook_name": _module(dictionary, read),
+        "hf_hook_name": output_of(read, known),
         "hook_head_index": None,
         "context_size": c.tokens.get("context_size"),
-        "prepend_bos": c.tokens.get("add_special_tokens"),
+        "prepend_bos": c.tokens.get("add_special_tokens") and adds_bos(known),
         "exclude_special_tokens": c.tokens.get("skip_special"),
-        "dataset_path": dictionary.statistics.get("data", {}).get("dataset"),
-        "exported_by": f"hubsae {c.library_version}",
+        "dataset_path": _dataset(dictionary),
+        "exported_by": mark(),
     }
     if c.tokens.get("skip_positions"):
         found["seqpos_slice"] = [c.tokens["skip_positions"], None]
     if read != written:
-        found |= {"hook_name_out": _hook(dictionary, written), "hf_hook_name_out": _module(dictionary, written)}
+        found |= {"hook_name_out": _hook(dictionary, written), "hf_hook_name_out": output_of(written, known)}
     if base.revision or base.requested_revision:
         found["model_from_pretrained_kwargs"] = {"revision": base.revision or base.requested_revision}
     return {key: value for key, value in found.items() if value is not None or key == "hook_head_index"}
 
 
-EXPORT = Export(LIBRARY, _write)
+def _dataset(dictionary: Dictionary) -> str | None:
+    data = dictionary.statistics.get("data")
+    found = data.get("dataset") if isinstance(data, dict) else None
+    return found if isinstance(found, str) else None
+
+
+EXPORT = Export(LIBRARY, _write, (CONFIG, WEIGHTS))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from hubsae.dictionary import Dictionary
-from hubsae.formats.exported import Export, arrays_of, cannot, one_place, save
+from hubsae.formats.exported import Export, arrays_of, cannot, mark, one_place, save
 from hubsae.formats.hook_names import input_of, module_of
 from hubsae.formats.parts import product
 from hubsae.formats.sparsify import CONFIG, WEIGHTS
@@ -37,6 +37,7 @@ def _write(dictionary: Dictionary, folder: Path) -> None:
         "skip_connection": c.skip,
         "transcode": transcodes,
         "d_in": c.d_in,
+        "exported_by": mark(),
     }
     write_json(folder / CONFIG, config)
 
@@ -58,7 +59,7 @@ def _check(dictionary: Dictionary) -> None:
 def _hookpoint(dictionary: Dictionary) -> str:
     _check(dictionary)
     base = dictionary.base_model
-    return module_of(dictionary.config.write_sites[0], base.model_type, base.repo_id)
+    return module_of(dictionary.config.write_sites[0], base.model_type or base.repo_id)
 
 
-EXPORT = Export(LIBRARY, _write, _hookpoint)
+EXPORT = Export(LIBRARY, _write, (CONFIG, WEIGHTS), _hookpoint)

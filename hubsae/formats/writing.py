@@ -4,15 +4,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hubsae.dictionary import Dictionary
-from hubsae.errors import ArtifactError, ConfigError
+from hubsae.errors import ArtifactError, ConfigError, HubsaeError
 from hubsae.features import Features
 from hubsae.formats import to_saelens, to_sparsify
-from hubsae.formats.exported import Export
+from hubsae.formats.exported import Export, is_marked
 from hubsae.formats.to_circuit_tracer import write_transcoder_set
 from hubsae.formats.to_neuronpedia import write_neuronpedia
 from hubsae.store import staged
 
 EXPORTS: dict[str, Export] = {"saelens": to_saelens.EXPORT, "sparsify": to_sparsify.EXPORT}
+_CONFIGS = ("cfg.json", "config.yaml", "release.jsonl")
 
 
 def write_export(dictionary: Dictionary, folder: Path, to: str) -> None:
@@ -55,17 +56,55 @@ def _export(to: str) -> Export:
     return EXPORTS[to]
 
 
+def exported(names: Sequence[str], read: Callable[[str], dict]) -> dict[str, list[str]]:
+    """Of each of `EXPORTS` the files among `names`, below a folder of its name, that an earlier export wrote.
+
+    read: the settings in a file, to tell exports of ours from what others put there.
+    """
+    there = set(names)
+    found: dict[str, list[str]] = {}
+    for form, chosen in EXPORTS.items():
+        configs = [n for n in names if n.startswith(f"{form}/") and n.endswith(f"/{chosen.files[0]}")]
+        for config in configs:
+            if is_marked(read(config)):
+                own = (config.removesuffix(chosen.files[0]) + name for name in chosen.files)
+                found.setdefault(form, []).extend(name for name in own if name in there)
+    return found
+
+
 def _into(folder: str | Path, write: Callable[[Path], None]) -> Path:
-    """Write aside first, and refuse a folder that holds anything else than what is written."""
+    """Write aside first; refuses a folder that holds anything else than an earlier export of what is written."""
     if not isinstance(folder, str | Path) or not str(folder):
         raise ConfigError(f"{folder!r}: expected the path of a folder to write")
-    target = Path(folder).expanduser().absolute()
-    if target.is_file():
-        raise ArtifactError(f"{target} is a file; give a folder to write")
-    there = {path.relative_to(target) for path in target.rglob("*") if path.is_file()}
-    with staged(target) as stage:
-        write(stage)
-        new = {path.relative_to(stage) for path in stage.rglob("*") if path.is_file()}
-        if others := sorted(map(str, there - new)):
-            raise ArtifactError(f"{target} holds {', '.join(others[:6])}, which is not of this export; give another")
+    try:
+        target = Path(folder).expanduser().absolute()
+        if target.is_file():
+            raise ArtifactError(f"{target} is a file; give a folder to write")
+        with staged(target) as stage:
+            write(stage)
+            new = {path.relative_to(stage) for path in stage.rglob("*") if path.is_file()}
+            _check_there(target, new)
+    except (OSError, ValueError) as error:
+        if isinstance(error, HubsaeError):
+            raise
+        raise ArtifactError(f"{folder}: cannot be written ({error})") from error
     return target
+
+
+def _check_there(target: Path, new: set[Path]) -> None:
+    """Raise `ArtifactError` where files beside the new ones, or in their place, are not of an export of ours."""
+    for folder in {path.parent for path in new}:
+        there = {p.relative_to(target) for p in (target / folder).glob("*") if p.is_file()}
+        if others := sorted(str(path) for path in there - new):
+            raise ArtifactError(f"{target} holds {', '.join(others[:6])}, which is not of this export; give another")
+        configs = [path for path in there & new if path.name in _CONFIGS]
+        if there & new and not any(_is_marked(target / path) for path in configs):
+            raise ArtifactError(
+                f"{target} holds {', '.join(sorted(map(str, there & new))[:6])}, which hubsae did not write; give "
+                "another folder"
+            )
+
+
+def _is_marked(path: Path) -> bool:
+    """By the text of a config, whatever its syntax."""
+    return b"hubsae " in path.read_bytes()[: 1 << 20]
