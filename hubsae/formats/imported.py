@@ -23,7 +23,6 @@ _TOKENS = {
     "skip_positions": "which positions were left out",
 }
 NormOf = Callable[[Site], tuple[np.ndarray, np.ndarray]]
-
 Find = Callable[[], Site | None]
 
 
@@ -145,10 +144,9 @@ NOTHING = Given()
 class Imported:
     """What one layout's reader found.
 
-    reads, writes: sites with the widths of their columns. models: of each model the name that its files give, or None.
-    tokens: the entries of `TokenConfig` that are known. reported: numbers that its authors wrote down. unknown: what
-    nobody recorded, in words. notes: what users have to know besides. before_gain: whether it reads what a norm
-    computes before its gain and bias.
+    reads, writes: sites with the widths of their columns. models: what is known of each language model. tokens: the
+    entries of `TokenConfig` that are known. recorded: what its authors wrote down besides. notes: what users have to
+    know. before_gain: whether it reads what a norm computes before its gain and bias.
     """
 
     format: str
@@ -161,7 +159,6 @@ class Imported:
     models: tuple[BaseModel, ...] = (BaseModel(),)
     tokens: dict = field(default_factory=dict)
     recorded: dict = field(default_factory=dict)
-    unknown: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     before_gain: bool = False
 
@@ -187,7 +184,7 @@ class Imported:
 
     def dictionary(self, where: str, said: Sequence[str] = ()) -> Dictionary:
         """The dictionary, bound to nothing; `where` names the files, `said` what the user gave."""
-        missing = [*self.unknown]
+        missing: list[str] = []
         for number, model in enumerate(self.models):
             which = f" of model {number}" if len(self.models) > 1 else ""
             missing += [f"base model{which}"] if model.repo_id is None else []
