@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what to do with a card that people edited",
     )
 
+    push.add_argument("--license", help="the Hub's id of a licence (default: that of the base model)")
     push.add_argument("--also", action="append", choices=("saelens", "sparsify"), help="add this form; may be repeated")
 
     show = command(commands, "show", _show, "what is in this repository: model, site, metrics, compatibility")
@@ -211,6 +212,7 @@ def _push(options: argparse.Namespace) -> None:
         card=options.card,
         tag=options.tag,
         also=options.also,
+        license=options.license,
     )
     print(commit.pr_url or commit)
 

@@ -9,9 +9,9 @@ from typing import ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from huggingface_hub import EvalResult
+from huggingface_hub import EvalResult, HfApi
 
-from hubsae import backend, identity, sparse, sparsity, threads
+from hubsae import backend, identity, licences, sparse, sparsity, threads
 from hubsae.choose import Places
 from hubsae.entries import Scratch, product
 from hubsae.errors import ArtifactError, ConfigError, DataError
@@ -33,6 +33,17 @@ CARD_METRICS = {
     "l0": "Active features per token",
     "ce_recovered": "Cross-entropy loss recovered, against zero ablation",
     "dead_share": "Features never active on held-out tokens (share)",
+}
+
+_PAPERS = {
+    "topk": "TopK: Gao et al., Scaling and evaluating sparse autoencoders, arXiv 2406.04093",
+    "batchtopk": "BatchTopK: Bussmann, Leask and Nanda, BatchTopK Sparse Autoencoders, arXiv 2412.06410",
+    "jumprelu": "JumpReLU: Rajamanoharan et al., Jumping Ahead, arXiv 2407.14435",
+    "gated": "Gated: Rajamanoharan et al., Improving Dictionary Learning with Gated SAEs, arXiv 2404.16014",
+    "relu": "ReLU and L1: Bricken et al., Towards Monosemanticity, transformer-circuits.pub 2023",
+    "transcoder": "Transcoders: Dunefsky, Chlenski and Nanda, Transcoders Find Interpretable LLM Feature Circuits, "
+    "arXiv 2406.11944",
+    "crosscoder": "Crosscoders: Lindsey et al., Sparse Crosscoders, transformer-circuits.pub 2024",
 }
 
 
@@ -367,5 +378,13 @@ class Dictionary(Artifact, nn.Module, tags=["mechanistic-interpretability"]):
             if self.metrics.get(name) is not None
         ]
 
+    def _inherit(self, api: HfApi) -> None:
+        """The licence that its language models share, unless there is one already."""
+        if "licence" not in self.statistics:
+            found = licences.shared(api, [base.repo_id for base in self.base_models])
+            self.statistics |= {"licence": found} if found else {}
+
     def card_values(self) -> dict:
-        return {"bases": self.base_models, "rule": self.rule}
+        papers = [_PAPERS[name] for name in (self.config.sparsity["name"], self.config.kind) if name in _PAPERS]
+        values = {"bases": self.base_models, "rule": self.rule, "papers": papers, "examples": []}
+        return {**values, "licence": self.statistics.get("licence")}

@@ -224,7 +224,7 @@ def write(path: Path, columns: Mapping[str, Any], info: dict) -> None:
 
     n = len(columns["n_active"])
     arrays: dict[str, Any] = {"feature": pa.array(np.arange(n, dtype=np.int32))}
-    for name, values in columns.items():
+    for name, values in sorted(columns.items()):  # what is read and written again is the same file
         if name in _TEXTS:
             if long := [i for i, text in enumerate(values) if text is not None and len(text) > MAX_TEXT]:
                 raise DataError(f"{name} of feature {long[0]} has over {MAX_TEXT:,} letters")
@@ -239,7 +239,7 @@ def write(path: Path, columns: Mapping[str, Any], info: dict) -> None:
         if name not in _SCALARS:
             arrays[name] = pa.FixedSizeListArray.from_arrays(arrays[name], flat.shape[1])
     table = pa.table(arrays).replace_schema_metadata(
-        {_INFO: json.dumps({**info, "version": _VERSION}, ensure_ascii=False).encode()}
+        {_INFO: json.dumps({**info, "version": _VERSION}, ensure_ascii=False, sort_keys=True).encode()}
     )
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as stage:
         pq.write_table(table, Path(stage, path.name), compression="zstd", row_group_size=4096)

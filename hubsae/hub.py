@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Self
 import jinja2
 import mlx.core as mx
 import mlx.nn as nn
-from huggingface_hub import CommitInfo, DatasetCard, EvalResult, ModelCard, ModelHubMixin, hf_hub_download
+from huggingface_hub import CommitInfo, DatasetCard, EvalResult, HfApi, ModelCard, ModelHubMixin, hf_hub_download
 
-from hubsae import forms, render
+from hubsae import forms, licences, render
 from hubsae.errors import ArtifactError, ConfigError, HubError
 from hubsae.hub_client import Source, hub_api, hub_errors, library_version, local_folder, snapshot, tag_commit
 from hubsae.store import (
@@ -29,6 +29,7 @@ from hubsae.store import (
     STATISTICS,
     WEIGHTS,
     check_target,
+    file_sums,
     other_kind,
     read_arrays,
     read_card,
@@ -146,6 +147,7 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
             for name, content in ((STATISTICS, self.statistics), (METRICS, self.metrics)):
                 if content:
                     write_json(stage / name, content)
+            values["files"] = file_sums(stage)
             old = read_card(target / CARD) if (target / CARD).is_file() else None
             text = render.merge(old, str(self.generate_model_card(**values)), card)
             (stage / CARD).write_text(text, encoding="utf-8")
@@ -171,6 +173,7 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
             if not is_model:
                 shared = {k: v for k, v in shared.items() if k != "library_name"}
             metadata = {**shared, "tags": self.class_tags() or None, **self.card_metadata()}
+            metadata |= licences.front_matter(self.statistics.get("licence"))
             if is_model and (results := self.card_results()):
                 metadata |= {"eval_results": results, "model_name": str(values["repo_id"]).split("/")[-1]}
             data = ModelCardData(**metadata) if is_model else DatasetCardData(**metadata)
@@ -292,6 +295,7 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
         card: render.CardPolicy = "merge",
         tag: str | None = None,
         also: Sequence[str] | None = None,
+        license: str | None = None,
     ) -> CommitInfo:
         """Publish as one commit; creates the repository, and the branch, where they are missing.
 
@@ -299,11 +303,13 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
         nothing. `card` says what happens to a card that people edited, there or in the folder that this was
         loaded from (see `save_pretrained`); `tag` names the new commit. `also` puts other libraries' forms (such as
         "saelens") into folders of that name beside it; those that are there already are written anew if nothing is
-        said, and taken away if others are named.
+        said, and taken away if others are named. `license` is a Hub id; without one the base models' is inherited.
         """
         if branch and create_pr:
             raise ConfigError(f"branch={branch!r} and create_pr=True exclude each other")
         asked = forms.checked(also, self.forms, self._write_form)
+        if license is not None:
+            self.statistics = {**self.statistics, "licence": licences.chosen(license)}
         api, kind = hub_api(token), self.repo_type
         with hub_errors(repo_id, branch, kind):
             repo_id = api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True).repo_id
@@ -312,18 +318,13 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
             info = (api.model_info if kind == "model" else api.dataset_info)(repo_id, revision=branch)
             if private and not info.private:
                 raise HubError(f"{repo_id} exists and is public; private=True does not change that. Nothing was sent")
+            if license is None:
+                self._inherit(api)
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(temporary, "artifact")
                 folder.mkdir()
-                has_card = any(file.rfilename == CARD for file in info.siblings or [])
-                names = [file.rfilename for file in info.siblings or []]
-                there = self._forms_there(names, partial(forms.settings, repo_id, kind, info.sha, token))
-                wanted = list(there) if asked is None else asked
-                if old := self._old_card(repo_id, info.sha if has_card else None, token):
-                    (folder / CARD).write_text(old, encoding="utf-8")
-                values = {**(model_card_kwargs or {}), **({"also": wanted} if wanted else {})}
-                self.save_pretrained(folder, config=config, repo_id=repo_id, model_card_kwargs=values, card=card)
-                gone = forms.add(folder, wanted, there, names, self._write_form)
+                how = {"repo_id": repo_id, "token": token, "config": config, "card": card}
+                gone = self._write_anew(folder, info, asked, model_card_kwargs or {}, **how)
                 with warnings.catch_warnings():  # features.parquet belongs to the model that it describes
                     warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")
                     commit = api.upload_folder(
@@ -341,6 +342,20 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
             if tag:
                 tag_commit(api, repo_id, tag, commit.oid, kind)
         return commit
+
+    def _write_anew(self, folder: Path, info: Any, asked: list[str] | None, values: dict, **how: Any) -> list[str]:
+        """Write the folder that takes the place of what the repository holds; patterns of what has to go there."""
+        repo_id, token = how["repo_id"], how.pop("token")
+        names = [file.rfilename for file in info.siblings or []]
+        there = self._forms_there(names, partial(forms.settings, repo_id, self.repo_type, info.sha, token))
+        wanted = list(there) if asked is None else asked
+        if old := self._old_card(repo_id, info.sha if CARD in names else None, token):
+            (folder / CARD).write_text(old, encoding="utf-8")
+        self.save_pretrained(folder, model_card_kwargs={**values, **({"also": wanted} if wanted else {})}, **how)
+        return forms.add(folder, wanted, there, names, self._write_form)
+
+    def _inherit(self, api: HfApi) -> None:
+        """Take over what an artifact inherits from the repositories that it belongs to, such as a licence."""
 
     def _old_card(self, repo_id: str, revision: str | None, token: str | None) -> str | None:
         """The first card that people edited, of the repository's and that of the folder this is from, else the first.

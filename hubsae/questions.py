@@ -24,6 +24,8 @@ from hubsae.store import CONFIG
 from hubsae.survey import SurveyConfig
 from hubsae.text_analysis import ActiveFeatures, Pool, TextAnalysis
 
+_ON_CARD = 10
+
 
 class Questions(Dictionary):
     """A dictionary that knows its `features`, and answers with the model that it is bound to, or the one given."""
@@ -123,7 +125,8 @@ class Questions(Dictionary):
         self._features_source = before if self._unread else None
 
     def card_values(self) -> dict:
-        return {**super().card_values(), "features": self.annotations()}
+        known = self.annotations()
+        return {**super().card_values(), "features": known, "examples": _examples(known)}
 
     def feature_statistics(
         self,
@@ -359,3 +362,23 @@ class Questions(Dictionary):
 
 def _length(dataset: Any) -> int | None:
     return len(dataset) if hasattr(dataset, "__len__") else None
+
+
+def _examples(known: Features | None) -> list[dict]:
+    """Ten features of all frequencies for a card, labelled ones first, the most often active on top."""
+    if known is None or not known.has_examples:
+        return []
+    alive = np.flatnonzero(~known.dead)
+    labels = known.labels
+    pool = np.array([i for i in alive.tolist() if i in labels] if len(labels) >= _ON_CARD else alive, np.int64)
+    order = pool[np.argsort(-known.density[pool], kind="stable")]
+    steps = ((np.arange(min(_ON_CARD, len(order))) + 0.5) * len(order) / max(1, min(_ON_CARD, len(order)))).astype(int)
+    return [
+        {
+            "feature": i,
+            "density": float(known.density[i]),
+            "tokens": known.top_tokens(i),
+            "label": labels[i].text if i in labels else "",
+        }
+        for i in order[steps].tolist()
+    ]

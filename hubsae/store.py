@@ -1,6 +1,7 @@
 """Files of an artifact's folder: JSON and arrays, checked when read, and never half-written."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -96,6 +97,16 @@ def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, st
         if not mx.all(mx.isfinite(array)).item():
             raise DataError(f"{name}: holds NaN or infinity, so it is not saved")
     mx.save_safetensors(str(path), arrays, metadata)
+
+
+def file_sums(folder: Path) -> list[tuple[str, int, str]]:
+    """(name, bytes, sha256 in hex) of every file below a folder, sorted by name."""
+    found = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found.append((path.relative_to(folder).as_posix(), path.stat().st_size, digest))
+    return found
 
 
 @contextlib.contextmanager

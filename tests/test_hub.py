@@ -1,18 +1,21 @@
 """Publishing and loading through the unmodified client."""
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import mlx.core as mx
 import pytest
 from hub_server import UPLOAD_WARNING, HubServer
 from huggingface_hub import ModelCard, ModelHubMixin
 
-from hubsae import InterpretableModel, load_sae
+from hubsae import InterpretableModel, licences, load_sae
 from hubsae.errors import ArtifactError, CompatibilityError, ConfigError, HubError, HubsaeWarning
+from hubsae.hub_client import hub_api
 
 pytestmark = pytest.mark.filterwarnings(UPLOAD_WARNING)
 REPO, BASE = "alice/tiny-sae", "alice/base"
@@ -259,3 +262,59 @@ print(load_sae({REPO!r}))
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert "SAE(layers.1.residual" in done.stdout, done.stderr
     shutil.rmtree(tmp_path / "home")
+
+
+@pytest.fixture(scope="module")
+def licensed_base(demo_folder) -> dict[str, bytes]:
+    card = b"---\nlicense: other\nlicense_name: atlas-terms\nlicense_link: LICENSE\n---\n# Base\n"
+    return {**{p.name: p.read_bytes() for p in demo_folder.iterdir() if p.is_file()}, "README.md": card}
+
+
+def front_matter(hub: HubServer) -> dict:
+    return ModelCard(hub.files(REPO)["README.md"].decode()).data.to_dict()
+
+
+def test_the_licence_of_the_base_model_is_inherited_unless_another_is_chosen(alice, sae, licensed_base):
+    alice.put(BASE, licensed_base)
+    sae.config = replace(sae.config, base_models=({"repo_id": BASE},))
+    sae.push_to_hub(REPO)
+    said = front_matter(alice)
+    assert [said[f"license{name}"] for name in ("", "_name", "_link")] == ["other", "atlas-terms", "LICENSE"]
+    assert f"the licence of {BASE}" in alice.files(REPO)["README.md"].decode()
+    head = alice.head(REPO)
+    load_sae(REPO).push_to_hub(REPO)
+    assert alice.head(REPO) == head
+    load_sae(REPO).push_to_hub(REPO, license="apache-2.0", card="replace")
+    said = front_matter(alice)
+    assert said["license"] == "apache-2.0"
+    assert "license_name" not in said
+    assert "whose activations" not in alice.files(REPO)["README.md"].decode()
+    with pytest.raises(ConfigError, match="id of a licence"):
+        sae.push_to_hub(REPO, license="My Own Licence!")
+
+
+def test_a_licence_that_is_not_known_or_not_shared_is_left_out(alice, sae, licensed_base):
+    alice.put(BASE, licensed_base)
+    for bases in (["alice/unseen"], [None], [BASE, "alice/unseen"], [BASE, None], []):
+        assert licences.shared(hub_api(), bases) is None
+    assert licences.shared(hub_api(), [BASE, BASE]) is not None
+    sae.push_to_hub(REPO)
+    assert "license" not in front_matter(alice)
+
+
+def test_the_card_names_its_files_with_their_sums_and_some_features(alice, labelled_sae):
+    labelled_sae.push_to_hub(REPO)
+    files = alice.files(REPO)
+    text = files["README.md"].decode()
+    for name in ("config.json", "model.safetensors", "features.parquet", "metrics.json", "statistics.json"):
+        assert f"`{name}` | {len(files[name]):,} | `{hashlib.sha256(files[name]).hexdigest()}`" in text
+    rows = [line for line in text.splitlines() if line.startswith("| ") and " % | `" in line]
+    assert len(rows) == 10
+    densities = [float(row.split(" | ")[-2].removesuffix(" %")) for row in rows]
+    assert densities == sorted(densities, reverse=True)
+    assert "arXiv 2406.04093" in text
+    head = alice.head(REPO)
+    again = load_sae(REPO)
+    assert again.features.n_features == labelled_sae.n_features
+    again.push_to_hub(REPO)
+    assert alice.head(REPO) == head

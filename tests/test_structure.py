@@ -26,7 +26,7 @@ sparsity feature_file
 features
 feature_view identity
 store render hub_client
-forms
+forms licences
 hub
 tokens
 dictionary
