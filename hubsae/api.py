@@ -19,7 +19,7 @@ from hubsae.fit import Run, fit, swept, wanted
 from hubsae.formats.imported import Given
 from hubsae.formats.reading import load_dictionary
 from hubsae.formats.writing import EXPORTS, export, export_features, exported, write_export
-from hubsae.identity import Check, Difference, check_policy
+from hubsae.identity import Check, Compared, Difference, check_policy
 from hubsae.lm import LanguageModel
 from hubsae.norms import norm_before
 from hubsae.recipe import CrosscoderConfig, SAEConfig, TranscoderConfig
@@ -49,6 +49,11 @@ class BoundDictionary(WithDashboard):
         differences = self.check([m.identity for m in models], self._widths(models), check)
         self.models = models
         return differences
+
+    def compared_with(self, model: Any) -> list[Compared]:
+        """Every field by which `model` (or several) is compared with what was recorded, with its verdict."""
+        models = as_models(model)
+        return self.compared([m.identity for m in models], self._widths(models))
 
     def is_compatible(self, model: Any, layer: int | None = None, component: str | None = None) -> bool:
         """Whether it fits the model's structure (and reads at that layer and component, where they are given)."""

@@ -73,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     add_dictionary(show)
     show.add_argument("--model", action="append", help="also compare it with this language model; twice for two")
 
+    check = command(commands, "check", _check, "compare a dictionary with a language model, field by field")
+    add_dictionary(check)
+    check.add_argument("--model", action="append", required=True, help="the language model; twice for two")
+
     cli_formats.add(commands)
     cli_features.add(commands)
     cli_pairs.add(commands)
@@ -243,6 +247,24 @@ def _show(options: argparse.Namespace) -> None:
             print(f"  {difference.severity:8} {difference}")
         worst = differences[0].severity if differences else "silent"
         print({"error": "it does not fit", "warning": "it fits, with doubts", "silent": "it fits"}[worst])
+
+
+def _check(options: argparse.Namespace) -> None:
+    from hubsae.errors import CompatibilityError
+    from hubsae.tables import Table
+
+    sae = load(options)
+    fields = sae.compared_with(options.model)
+    rows = [(one.field, _told(one.recorded), _told(one.found), one.verdict) for one in fields]
+    print(Table(f"{sae.source}", ("field", "recorded", "found", "verdict"), rows))
+    verdicts = {one.verdict for one in fields}
+    if "error" in verdicts:
+        raise CompatibilityError("it does not fit this model")
+    print("it fits, with doubts" if "warning" in verdicts else "it fits")
+
+
+def _told(value: Any) -> str:
+    return "not known" if value is None else str(value)
 
 
 def _numbers(metrics: dict) -> str:

@@ -1,7 +1,7 @@
 """`Dictionary`: read sites -> code -> write sites, and the folder it lives in."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Self
@@ -17,7 +17,7 @@ from hubsae.entries import Scratch, product
 from hubsae.errors import ArtifactError, ConfigError, DataError
 from hubsae.hub import Artifact, Source
 from hubsae.hub_client import library_version
-from hubsae.identity import BaseModel, Check, Difference
+from hubsae.identity import BaseModel, Check, Compared, Difference
 from hubsae.settings import as_type
 from hubsae.sites import Site, columns, parse_sites
 from hubsae.sparse import SparseCode
@@ -315,28 +315,31 @@ class Dictionary(Artifact, nn.Module, tags=["mechanistic-interpretability"]):
             **{key: value for key, value in known.items() if value},
         }
 
+    def compared(self, found: BaseModel | Sequence[BaseModel], widths: dict[Site, int] | None = None) -> list[Compared]:
+        """Every field of the recorded base models beside those at hand; `widths` are of their sites."""
+        models = (found,) if isinstance(found, BaseModel) else tuple(found)
+        if len(models) != len(self.base_models):
+            here = ", ".join(model.label for model in models)
+            return [Compared("number of base models", len(self.base_models), f"{len(models)} ({here})", "error")]
+        c = self.config
+        out = []
+        for verb, sites, own in (("reads", c.read_sites, c.read_widths), ("writes", c.write_sites, c.write_widths)):
+            if (verb == "writes" and c.reads == c.writes) or widths is None:
+                continue
+            for site, width in zip(sites, own, strict=True):
+                there = f"{widths[site]} columns" if site in widths else "no such site"
+                verdict = "same" if widths.get(site) == width else "error"
+                out.append(Compared(f"{site}, which it {verb}", f"{width} columns", there, verdict))
+        for number, (recorded, model) in enumerate(zip(self.base_models, models, strict=True)):
+            which = f"model {number}: " if len(models) > 1 else ""
+            out += [replace(one, field=which + one.field) for one in identity.compared(recorded, model)]
+        return out
+
     def compare(
         self, found: BaseModel | Sequence[BaseModel], widths: dict[Site, int] | None = None
     ) -> list[Difference]:
         """Differences between the recorded base models and those at hand, worst first; `widths` are of their sites."""
-        models = (found,) if isinstance(found, BaseModel) else tuple(found)
-        if len(models) != len(self.base_models):
-            here = ", ".join(model.label for model in models)
-            return [Difference("number of base models", len(self.base_models), f"{len(models)} ({here})", "error")]
-        c = self.config
-        out = []
-        for verb, sites, own in (("reads", c.read_sites, c.read_widths), ("writes", c.write_sites, c.write_widths)):
-            if verb == "writes" and c.reads == c.writes:
-                continue
-            for site, width in zip(sites, own, strict=True):
-                if widths is not None and widths.get(site) != width:
-                    there = f"{widths[site]} columns" if site in widths else "no such site"
-                    out.append(Difference(f"{site}, which it {verb}", f"{width} columns", there, "error"))
-        for number, (recorded, model) in enumerate(zip(self.base_models, models, strict=True)):
-            which = f"model {number}: " if len(models) > 1 else ""
-            found_here = identity.compare(recorded, model)
-            out += [Difference(which + d.field, d.recorded, d.found, d.severity) for d in found_here]
-        return sorted(out, key=lambda d: identity.SEVERITIES.index(d.severity))
+        return identity.differences(self.compared(found, widths))
 
     def check(
         self,

@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from hubsae.errors import CompatibilityError, ConfigError, warn
 
@@ -97,30 +97,51 @@ class Difference:
         return f"{self.field}: recorded {self.recorded}, found {self.found}"
 
 
+Verdict = Literal["same", "unknown"] | Severity
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One field of two language models: what was recorded, what is at hand, and what follows."""
+
+    field: str
+    recorded: object
+    found: object
+    verdict: Verdict
+
+
+def compared(recorded: BaseModel, found: BaseModel) -> list[Compared]:
+    """Every field that is compared, equal ones and unknown ones too."""
+    out = [_field(label, getattr(recorded, n), getattr(found, n), "error") for n, label in _STRUCTURE.items()]
+    both_known = bool(recorded.model_type and found.model_type)  # no quantisation is a statement then
+    same = _same_quantization(recorded.quantization, found.quantization)
+    a, b = (_quantization(q) for q in (recorded.quantization, found.quantization))
+    out.append(Compared("quantisation", a, b, "unknown" if not both_known else "same" if same else "warning"))
+    a, b = ("trained" if m.random_seed is None else f"random (seed {m.random_seed})" for m in (recorded, found))
+    out.append(Compared("weights", a, b, "unknown" if not both_known else "same" if a == b else "warning"))
+    out += _compare_files(recorded.files, found.files)
+    out.append(_field("repository", recorded.repo_id, found.repo_id, "warning"))
+    out.append(_field("commit", recorded.revision, found.revision, "silent"))
+    if not (recorded.files and found.files):
+        a, b = ("file ids" if m.files else "no file ids" for m in (recorded, found))
+        out.append(Compared("files", a, b, "silent"))
+    return out
+
+
 def compare(recorded: BaseModel, found: BaseModel) -> list[Difference]:
     """All differences, worst first. What is unknown on either side is not compared."""
-    out: list[Difference] = []
+    return differences(compared(recorded, found))
 
-    def note(name: str, a: object, b: object, severity: Severity) -> None:
-        if a is not None and b is not None and a != b:
-            out.append(Difference(name, a, b, severity))
 
-    for name, label in _STRUCTURE.items():
-        note(label, getattr(recorded, name), getattr(found, name), "error")
-    both_known = recorded.model_type and found.model_type  # no quantisation is a statement then
-    if both_known and not _same_quantization(recorded.quantization, found.quantization):
-        a, b = (_quantization(q) for q in (recorded.quantization, found.quantization))
-        out.append(Difference("quantisation", a, b, "warning"))
-    if both_known and recorded.random_seed != found.random_seed:
-        a, b = ("trained" if m.random_seed is None else f"random (seed {m.random_seed})" for m in (recorded, found))
-        out.append(Difference("weights", a, b, "warning"))
-    out += _compare_files(recorded.files, found.files)
-    note("repository", recorded.repo_id, found.repo_id, "warning")
-    note("commit", recorded.revision, found.revision, "silent")
-    if not (recorded.files and found.files):
-        note_value = "no file ids" if not recorded.files else "file ids"
-        out.append(Difference("files", note_value, "no file ids" if not found.files else "file ids", "silent"))
+def differences(fields: list[Compared]) -> list[Difference]:
+    """Those of the fields that differ, worst first."""
+    bad = (one for one in fields if one.verdict in SEVERITIES)
+    out = [Difference(one.field, one.recorded, one.found, cast(Severity, one.verdict)) for one in bad]
     return sorted(out, key=lambda d: SEVERITIES.index(d.severity))
+
+
+def _field(name: str, a: object, b: object, severity: Severity) -> Compared:
+    return Compared(name, a, b, "unknown" if a is None or b is None else "same" if a == b else severity)
 
 
 def _same_quantization(a: dict | None, b: dict | None) -> bool:
@@ -136,10 +157,11 @@ def _quantization(value: dict | None) -> str:
     return ", ".join(f"{key} {value[key]}" for key in sorted(value))
 
 
-def _compare_files(recorded: dict[str, list[str]], found: dict[str, list[str]]) -> list[Difference]:
+def _compare_files(recorded: dict[str, list[str]], found: dict[str, list[str]]) -> list[Compared]:
+    """Weights, tokenizer and config, by the first file of each that differs, or the first there is."""
     if not (recorded and found):
         return []
-    out = []
+    out: list[Compared] = []
     for label, wanted in (
         ("weights", _is_weights),
         ("tokenizer", _TOKENIZER_FILES.__contains__),
@@ -148,11 +170,14 @@ def _compare_files(recorded: dict[str, list[str]], found: dict[str, list[str]]) 
         a = {name: ids for name, ids in recorded.items() if wanted(name)}
         b = {name: ids for name, ids in found.items() if wanted(name)}
         changed = sorted(n for n in {*a, *b} if not set(a.get(n, ())) & set(b.get(n, ())))
-        if changed:
-            first = changed[0]
-            short = [ids[0][:8] if ids else "absent" for ids in (a.get(first, []), b.get(first, []))]
-            more = f" (and {len(changed) - 1} more files)" if len(changed) > 1 else ""
-            out.append(Difference(f"{label}, {first}{more}", short[0], short[1], "warning"))
+        names = changed or sorted({*a, *b})
+        if names:
+            one, other = (ids[0][:8] if ids else "absent" for ids in (a.get(names[0], []), b.get(names[0], [])))
+            more = f" (and {len(names) - 1} more files)" if len(names) > 1 else ""
+            verdict: Verdict = "warning" if changed else "same"
+            out.append(
+                Compared(f"{label}, {names[0]}{more}", one, other if changed else one, verdict)
+            )  # it has two ids
     return out
 
 

@@ -266,3 +266,15 @@ def test_a_set_of_transcoders_is_converted_whole(capsys, tmp_path):
     two = ["--subfolder", "layer_0", "--subfolder", "layer_1"]
     assert main(["convert", str(folder), str(tmp_path / "y"), "--to", "saelens", *two]) == 1
     assert "only circuit-tracer takes several" in capsys.readouterr().err
+
+
+def test_check_prints_every_field_and_its_verdict(trained, demo_folder, capsys):
+    assert main(["check", str(trained / "sae"), "--model", str(demo_folder)]) == 0
+    out = capsys.readouterr().out
+    for field in ("which it reads", "architecture", "residual width", "quantisation", "weights, model.safetensors"):
+        assert any(field in line and line.endswith("same") for line in out.splitlines()), field
+    assert "it fits" in out
+    assert main(["check", str(trained / "sae"), "--model", str(demo_folder.parent / "atlas-neox")]) == 1
+    found = capsys.readouterr()
+    assert any("architecture" in line and line.endswith("error") for line in found.out.splitlines())
+    assert "it does not fit this model" in found.err

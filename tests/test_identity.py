@@ -9,7 +9,7 @@ import pytest
 
 from hubsae import identity
 from hubsae.errors import CompatibilityError, ConfigError, HubsaeWarning
-from hubsae.identity import BaseModel, blob_ids, compare, judge
+from hubsae.identity import BaseModel, blob_ids, compare, compared, differences, judge
 
 KNOWN = BaseModel(
     repo_id="org/model",
@@ -111,3 +111,18 @@ def test_only_files_that_matter_are_recorded(tmp_path):
     for name in ("config.json", "README.md", "tokenizer.json", "model-00001.safetensors", "other.safetensors"):
         (tmp_path / name).write_text(name)
     assert set(identity.model_files(tmp_path)) == {"config.json", "tokenizer.json", "model-00001.safetensors"}
+
+
+def test_every_field_has_a_verdict_and_differences_are_those_that_differ():
+    full = BaseModel("a/b", "c" * 40, model_type="llama", hidden_size=8, n_layers=2, vocab_size=9, files={"x": ["1"]})
+    fields = compared(full, full)
+    assert {one.verdict for one in fields} == {"same"}
+    assert not differences(fields)
+    unknown = compared(full, BaseModel())
+    assert {one.verdict for one in unknown} == {"unknown", "silent"}
+    other = replace(full, hidden_size=16, repo_id="a/c")
+    found = {one.field: one.verdict for one in compared(full, other)}
+    assert found["residual width"] == "error"
+    assert found["repository"] == "warning"
+    assert found["architecture"] == "same"
+    assert compare(full, other) == differences(compared(full, other))
