@@ -75,6 +75,24 @@ def test_each_dictionary_of_a_repository_is_found_by_its_folder(number, tmp_path
     assert found.config.reads == ({2: "layers.2.mlp", 3: "layers.1.residual"}[number],)
 
 
+def test_the_encoder_bias_counts_where_the_settings_say_so(tmp_path):
+    case = Case("bartbussmann_batchtopk")
+    folder, x = case.copied(tmp_path), mx.array(case.expected["x"])
+    path = next(folder.rglob("config.json"))
+    without = load_sae(folder)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "use_encoder_bias": True}))
+    found = load_sae(folder)
+    shift = np.array(found.b_enc) - np.array(without.b_enc)
+    assert np.abs(shift).max() > 0.01
+    assert mx.allclose(found.pre_code(x), without.pre_code(x) + mx.array(shift), atol=1e-4)
+
+
+def test_a_crosscoder_of_one_model_has_one_base_model(tmp_path):
+    two_layers = ["layers.13.residual", "layers.14.residual"]
+    found = Case("ckkissane_crosscoder").load(tmp_path, reads=two_layers)
+    assert len(found.base_models) == 1
+
+
 def test_given_scales_are_folded_in(tmp_path):
     case = Case("ckkissane_crosscoder")
     found, expected = case.load(tmp_path, input_scales=case.info["scales2"]), case.expected

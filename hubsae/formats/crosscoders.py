@@ -54,7 +54,7 @@ def _read_ck(files: RepoFiles, entry: str, given: Given) -> Imported:
     name = setting(config, "model_name", str, None)
     hook = setting(config, "hook_point", str, None)
     sites = given.several(models, lambda: _of_each(hook and site_of_hook(hook, given.model_type or name), models))
-    names = [base_model(name), *(BaseModel() for _ in range(models - 1))]
+    names = [base_model(name), *(BaseModel() for _ in range(max(site.model for site in sites)))]
     recorded = {k: config[k] for k in ("model_name", "hook_point", "num_tokens", "seed") if config.get(k)}
     size = config.get("seq_len")
     tokens = {"context_size": size} if isinstance(size, int) and size >= 2 else {}

@@ -151,7 +151,7 @@ def _site(trainer: dict, buffer: dict) -> Site | None:
 
 
 def _read_kin(files: RepoFiles, entry: str, given: Given) -> Imported:
-    """`sae.pt` and flat settings: TopK, BatchTopK, Matryoshka with `input_unit_norm`; b_enc is not used there."""
+    """`sae.pt` and flat settings. Kinds that choose features by size do not use b_enc, unless they say so."""
     config = files.json(beside(entry, CONFIG))
     name = beside(entry, KIN)
     if setting(config, "input_unit_norm", bool, False):
@@ -161,7 +161,7 @@ def _read_kin(files: RepoFiles, entry: str, given: Given) -> Imported:
     tensors = Tensors.read(files.path(name), name)
     parts = _matrices(tensors, d, n)
     tensors.ignore(["num_batches_not_active"])
-    if "topk" in kind:
+    if "topk" in kind and not setting(config, "use_encoder_bias", bool, False):
         parts = replace(parts, b_enc=np.zeros(n, np.float32))
     parts = parts.subtracting(parts.b_dec)
     if kind == "topk":

@@ -125,7 +125,8 @@ def _openai(tensors: Tensors, address: str, given: Given) -> Imported:
     match = re.search(r"gpt2-small/(\w+?)(?:_v\d\w*)?/autoencoders/([0-9]{1,6})\.pt", address)
     component = _OPENAI_SITES.get(match[1]) if match else None
     site = Site(int(match[2]), component) if match and component else None
-    return _made("OpenAI", parts, ReLU(), site, "gpt2-small" if match else None, given, {"context_size": 64})
+    tokens = {"context_size": 64} if match else {}
+    return _made("OpenAI", parts, ReLU(), site, "gpt2-small" if match else None, given, tokens)
 
 
 LAYOUT = Layout(".pt file", _find, _read)
