@@ -256,3 +256,15 @@ def test_folders_of_other_people_in_the_repository_stay(alice, sae):
     with pytest.raises(HubError, match="is not of hubsae"):
         sae.push_to_hub(REPO, also=["saelens"])
     assert alice.files(REPO)["saelens/cfg.json"] == b'{"d_in": 3}'
+
+
+def test_records_of_features_are_written_anew_over_earlier_ones(labelled_sae, tmp_path):
+    names = {"model_id": "atlas-llama", "source_set": "res"}
+    out = labelled_sae.export_features(tmp_path / "records", **names)
+    before = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert labelled_sae.export_features(tmp_path / "records", **names) == out
+    assert {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    (tmp_path / "mine" / "features").mkdir(parents=True)
+    (tmp_path / "mine" / "features" / "batch-0.jsonl.gz").write_bytes(b"mine")
+    with pytest.raises(ArtifactError, match="which hubsae did not write"):
+        labelled_sae.export_features(tmp_path / "mine", **names)

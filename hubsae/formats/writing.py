@@ -1,5 +1,6 @@
 """Exports by name: one dictionary, or a set of transcoders, into a folder of another library's layout."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hubsae.store import staged
 
 EXPORTS: dict[str, Export] = {"saelens": to_saelens.EXPORT, "sparsify": to_sparsify.EXPORT}
 _CONFIGS = ("cfg.json", "config.yaml", "release.jsonl")
+_MARK = re.compile(rb"\"?(?:exported_by|creatorName)\"?: ?\"?hubsae")
 
 
 def write_export(dictionary: Dictionary, folder: Path, to: str) -> None:
@@ -97,14 +99,14 @@ def _check_there(target: Path, new: set[Path]) -> None:
         there = {p.relative_to(target) for p in (target / folder).glob("*") if p.is_file()}
         if others := sorted(str(path) for path in there - new):
             raise ArtifactError(f"{target} holds {', '.join(others[:6])}, which is not of this export; give another")
-        configs = [path for path in there & new if path.name in _CONFIGS]
-        if there & new and not any(_is_marked(target / path) for path in configs):
+        if there & new and not any(_is_ours(target / above) for above in (folder, *folder.parents)):
             raise ArtifactError(
                 f"{target} holds {', '.join(sorted(map(str, there & new))[:6])}, which hubsae did not write; give "
                 "another folder"
             )
 
 
-def _is_marked(path: Path) -> bool:
-    """By the text of a config, whatever its syntax."""
-    return b"hubsae " in path.read_bytes()[: 1 << 20]
+def _is_ours(folder: Path) -> bool:
+    """Whether a config there says, in whatever syntax, that an export of ours wrote it."""
+    paths = (folder / name for name in _CONFIGS)
+    return any(path.is_file() and _MARK.search(path.read_bytes()[: 1 << 20]) for path in paths)
