@@ -260,7 +260,10 @@ def _check(options: argparse.Namespace) -> None:
     verdicts = {one.verdict for one in fields}
     if "error" in verdicts:
         raise CompatibilityError("it does not fit this model")
-    print("it fits, with doubts" if "warning" in verdicts else "it fits")
+    if "warning" in verdicts:
+        print("it fits, with doubts")
+    else:
+        print("nothing known speaks against it" if "unknown" in verdicts else "it fits")
 
 
 def _told(value: Any) -> str:

@@ -381,13 +381,14 @@ class Dictionary(Artifact, nn.Module, tags=["mechanistic-interpretability"]):
             if self.metrics.get(name) is not None
         ]
 
-    def _inherit(self, api: HfApi) -> None:
-        """The licence that its language models share, unless there is one already."""
-        if "licence" not in self.statistics:
-            found = licences.shared(api, [base.repo_id for base in self.base_models])
-            self.statistics |= {"licence": found} if found else {}
+    def _inherited(self, api: HfApi) -> dict | None:
+        """The licence that its language models share; none for what others made, who may have given it another."""
+        if "imported" in self.statistics:
+            return None
+        return licences.shared(api, [base.repo_id for base in self.base_models])
 
     def card_values(self) -> dict:
         papers = [_PAPERS[name] for name in (self.config.sparsity["name"], self.config.kind) if name in _PAPERS]
         values = {"bases": self.base_models, "rule": self.rule, "papers": papers, "examples": []}
-        return {**values, "licence": self.statistics.get("licence")}
+        licence = self.statistics.get("licence")
+        return {**values, "licence": licence if licences.is_licence(licence) else None}

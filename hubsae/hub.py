@@ -20,7 +20,16 @@ from huggingface_hub import CommitInfo, DatasetCard, EvalResult, HfApi, ModelCar
 
 from hubsae import forms, licences, render
 from hubsae.errors import ArtifactError, ConfigError, HubError
-from hubsae.hub_client import Source, hub_api, hub_errors, library_version, local_folder, snapshot, tag_commit
+from hubsae.hub_client import (
+    Source,
+    hub_api,
+    hub_errors,
+    library_version,
+    local_folder,
+    snapshot,
+    subfolder_path,
+    tag_commit,
+)
 from hubsae.store import (
     CARD,
     CONFIG,
@@ -31,6 +40,7 @@ from hubsae.store import (
     check_target,
     file_sums,
     other_kind,
+    put_back,
     read_arrays,
     read_card,
     read_json,
@@ -141,14 +151,17 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
         own = asdict(self.config)
         if config is not None and (config if isinstance(config, dict) else asdict(config)) != own:
             raise ConfigError("config differs from this artifact's own, which its arrays belong to; leave it out")
+        old = read_card(target / CARD) if (target / CARD).is_file() else None
+        said = render.licence_of(old)
+        if said and said != render.licence_of(str(self.generate_model_card(**values))):  # people's word counts
+            self.statistics = {**self.statistics, "licence": licences.of_metadata(said)}
         with staged(target, whole=self.own_files()) as stage:
             self._save_pretrained(stage)
             write_json(stage / self.config_file, own)
             for name, content in ((STATISTICS, self.statistics), (METRICS, self.metrics)):
                 if content:
                     write_json(stage / name, content)
-            values["files"] = file_sums(stage)
-            old = read_card(target / CARD) if (target / CARD).is_file() else None
+            values.setdefault("files", file_sums(stage))
             text = render.merge(old, str(self.generate_model_card(**values)), card)
             (stage / CARD).write_text(text, encoding="utf-8")
         if push_to_hub:
@@ -308,23 +321,21 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
         if branch and create_pr:
             raise ConfigError(f"branch={branch!r} and create_pr=True exclude each other")
         asked = forms.checked(also, self.forms, self._write_form)
-        if license is not None:
-            self.statistics = {**self.statistics, "licence": licences.chosen(license)}
+        chosen = None if license is None else licences.chosen(license)
         api, kind = hub_api(token), self.repo_type
-        with hub_errors(repo_id, branch, kind):
+        with hub_errors(repo_id, branch, kind), put_back(self, "statistics"):
             repo_id = api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True).repo_id
             if branch:
                 api.create_branch(repo_id, repo_type=kind, branch=branch, exist_ok=True)
             info = (api.model_info if kind == "model" else api.dataset_info)(repo_id, revision=branch)
             if private and not info.private:
                 raise HubError(f"{repo_id} exists and is public; private=True does not change that. Nothing was sent")
-            if license is None:
-                self._inherit(api)
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(temporary, "artifact")
                 folder.mkdir()
-                how = {"repo_id": repo_id, "token": token, "config": config, "card": card}
-                gone = self._write_anew(folder, info, asked, model_card_kwargs or {}, **how)
+                how = {"repo_id": repo_id, "config": config, "card": card}
+                part = {"files": []} if allow_patterns or ignore_patterns else {}  # not all that it lists is sent
+                gone = self._write_anew(api, folder, info, asked, chosen, {**(model_card_kwargs or {}), **part}, **how)
                 with warnings.catch_warnings():  # features.parquet belongs to the model that it describes
                     warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")
                     commit = api.upload_folder(
@@ -337,25 +348,32 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
                         parent_commit=info.sha,
                         allow_patterns=_as_list(allow_patterns) or None,
                         ignore_patterns=_as_list(ignore_patterns) or None,
-                        delete_patterns=[*_as_list(delete_patterns), *self._absent(folder), *gone] or None,
+                        delete_patterns=[*_as_list(delete_patterns), *gone] or None,
                     )
             if tag:
                 tag_commit(api, repo_id, tag, commit.oid, kind)
         return commit
 
-    def _write_anew(self, folder: Path, info: Any, asked: list[str] | None, values: dict, **how: Any) -> list[str]:
+    def _write_anew(
+        self, api: HfApi, folder: Path, info: Any, asked: Any, chosen: dict | None, values: dict, **how: Any
+    ) -> list[str]:
         """Write the folder that takes the place of what the repository holds; patterns of what has to go there."""
-        repo_id, token = how["repo_id"], how.pop("token")
+        repo_id, token = how["repo_id"], api.token if isinstance(api.token, str) else None
         names = [file.rfilename for file in info.siblings or []]
         there = self._forms_there(names, partial(forms.settings, repo_id, self.repo_type, info.sha, token))
         wanted = list(there) if asked is None else asked
-        if old := self._old_card(repo_id, info.sha if CARD in names else None, token):
-            (folder / CARD).write_text(old, encoding="utf-8")
+        old = self._old_card(repo_id, info.sha if CARD in names else None, token)
+        own = chosen or licences.first(old, self.statistics.get("licence"), lambda: self._inherited(api))
+        self.statistics = {**self.statistics, **({"licence": own} if own else {})}
+        if old:
+            (folder / CARD).write_text(render.without_licence(old) if chosen else old, encoding="utf-8")
         self.save_pretrained(folder, model_card_kwargs={**values, **({"also": wanted} if wanted else {})}, **how)
-        return forms.add(folder, wanted, there, names, self._write_form)
+        gone = [name for name in self.own_files() if not (folder / name).exists()]  # an earlier version's must not stay
+        return gone + forms.add(folder, wanted, there, names, self._write_form)
 
-    def _inherit(self, api: HfApi) -> None:
-        """Take over what an artifact inherits from the repositories that it belongs to, such as a licence."""
+    def _inherited(self, api: HfApi) -> dict | None:
+        """The licence of what it was made from, if that is known."""
+        return None
 
     def _old_card(self, repo_id: str, revision: str | None, token: str | None) -> str | None:
         """The first card that people edited, of the repository's and that of the folder this is from, else the first.
@@ -370,10 +388,6 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
         texts = [read_card(path) for path in paths if path.is_file()]
         return next((text for text in texts if render.is_edited(text)), texts[0] if texts else None)
 
-    def _absent(self, folder: Path) -> list[str]:
-        """Files that an artifact may have and this one has not: an earlier version's must not stay behind."""
-        return [name for name in self.own_files() if not (folder / name).exists()]
-
     def own_files(self) -> tuple[str, ...]:
         """Files that an artifact may have or not: where it has one no longer, an older one is taken away."""
         return (STATISTICS, METRICS, *self.tables, *self.more_files)
@@ -381,13 +395,3 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
 
 def _as_list(patterns: Sequence[str] | str | None) -> list[str]:
     return [patterns] if isinstance(patterns, str) else list(patterns or [])  # the client extends the caller's list
-
-
-def subfolder_path(subfolder: str | None) -> PurePosixPath:
-    """A subfolder as a relative path that stays inside the repository, or `ConfigError`."""
-    path = PurePosixPath(str(subfolder or "").strip("/"))
-    if "\0" in str(path) or any(len(part.encode("utf-8", "replace")) > 255 for part in path.parts):
-        raise ConfigError(f"subfolder={str(subfolder)[:80]!r}: no folder can have this name")
-    if path.is_absolute() or ".." in path.parts or "\\" in str(path):
-        raise ConfigError(f"subfolder={subfolder!r} leads out of the repository")
-    return path

@@ -4,14 +4,14 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from httpx2 import HTTPError, TransportError
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub import errors as hf
 
-from hubsae.errors import ConfigError, HubError
+from hubsae.errors import ConfigError, HubError, HubsaeError
 
 NO_ANSWER = (ConnectionError, TransportError)  # what the client raises where nobody answers
 
@@ -57,6 +57,10 @@ def hub_errors(repo_id: str, revision: str | None = None, repo_type: str | None 
         raise HubError(f"{at}: token=True needs a saved token; run `hf auth login`") from error
     except hf.HfHubHTTPError as error:
         raise HubError(f"{at}: {http_reason(error)}") from error
+    except ValueError as error:
+        if isinstance(error, HubsaeError):
+            raise
+        raise HubError(f"{at}: the Hub does not take this card: {error}") from error
     except (ConnectionError, HTTPError) as error:  # what the client's transport raises
         raise HubError(
             f"{at}: no answer from the Hub ({error}); what was sent may have arrived all the same. "
@@ -151,6 +155,16 @@ class Source:
                 raise
             except hf.EntryNotFoundError:
                 return None
+
+
+def subfolder_path(subfolder: str | None) -> PurePosixPath:
+    """A subfolder as a relative path that stays inside the repository, or `ConfigError`."""
+    path = PurePosixPath(str(subfolder or "").strip("/"))
+    if "\0" in str(path) or any(len(part.encode("utf-8", "replace")) > 255 for part in path.parts):
+        raise ConfigError(f"subfolder={str(subfolder)[:80]!r}: no folder can have this name")
+    if path.is_absolute() or ".." in path.parts or "\\" in str(path):
+        raise ConfigError(f"subfolder={subfolder!r} leads out of the repository")
+    return path
 
 
 def tag_commit(api: HfApi, repo_id: str, tag: str, commit: str, repo_type: str = "model") -> None:

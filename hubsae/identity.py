@@ -117,7 +117,7 @@ def compared(recorded: BaseModel, found: BaseModel) -> list[Compared]:
     same = _same_quantization(recorded.quantization, found.quantization)
     a, b = (_quantization(q) for q in (recorded.quantization, found.quantization))
     out.append(Compared("quantisation", a, b, "unknown" if not both_known else "same" if same else "warning"))
-    a, b = ("trained" if m.random_seed is None else f"random (seed {m.random_seed})" for m in (recorded, found))
+    a, b = (_weights(m) for m in (recorded, found))
     out.append(Compared("weights", a, b, "unknown" if not both_known else "same" if a == b else "warning"))
     out += _compare_files(recorded.files, found.files)
     out.append(_field("repository", recorded.repo_id, found.repo_id, "warning"))
@@ -142,6 +142,12 @@ def differences(fields: list[Compared]) -> list[Difference]:
 
 def _field(name: str, a: object, b: object, severity: Severity) -> Compared:
     return Compared(name, a, b, "unknown" if a is None or b is None else "same" if a == b else severity)
+
+
+def _weights(model: BaseModel) -> str | None:
+    if not model.model_type:
+        return None
+    return "trained" if model.random_seed is None else f"random (seed {model.random_seed})"
 
 
 def _same_quantization(a: dict | None, b: dict | None) -> bool:

@@ -126,6 +126,7 @@ class Questions(Dictionary):
 
     def card_values(self) -> dict:
         known = self.annotations()
+        known = known if known and survey.belongs(known, self) else None
         return {**super().card_values(), "features": known, "examples": _examples(known)}
 
     def feature_statistics(
@@ -365,14 +366,14 @@ def _length(dataset: Any) -> int | None:
 
 
 def _examples(known: Features | None) -> list[dict]:
-    """Ten features of all frequencies for a card, labelled ones first, the most often active on top."""
+    """Ten features of all frequencies for a card, labelled ones first in choice, the most often active on top."""
     if known is None or not known.has_examples:
         return []
-    alive = np.flatnonzero(~known.dead)
     labels = known.labels
-    pool = np.array([i for i in alive.tolist() if i in labels] if len(labels) >= _ON_CARD else alive, np.int64)
-    order = pool[np.argsort(-known.density[pool], kind="stable")]
-    steps = ((np.arange(min(_ON_CARD, len(order))) + 0.5) * len(order) / max(1, min(_ON_CARD, len(order)))).astype(int)
+    alive = np.flatnonzero(~known.dead)
+    is_labelled = np.isin(alive, list(labels))
+    chosen = _spread(alive[is_labelled], known.density, _ON_CARD)
+    chosen += _spread(alive[~is_labelled], known.density, _ON_CARD - len(chosen))
     return [
         {
             "feature": i,
@@ -380,5 +381,12 @@ def _examples(known: Features | None) -> list[dict]:
             "tokens": known.top_tokens(i),
             "label": labels[i].text if i in labels else "",
         }
-        for i in order[steps].tolist()
+        for i in sorted(chosen, key=lambda i: (-known.density[i], i))
     ]
+
+
+def _spread(features: np.ndarray, density: np.ndarray, n: int) -> list[int]:
+    """At most n of them, at equal steps of their rank by density."""
+    order = features[np.argsort(-density[features], kind="stable")]
+    n = min(n, len(order))
+    return order[((np.arange(n) + 0.5) * len(order) / max(1, n)).astype(int)].tolist()

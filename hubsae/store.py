@@ -110,6 +110,17 @@ def file_sums(folder: Path) -> list[tuple[str, int, str]]:
 
 
 @contextlib.contextmanager
+def put_back(thing: Any, name: str) -> Iterator[None]:
+    """Context at whose end an attribute is as it was before, if there was an error."""
+    before = getattr(thing, name)
+    try:
+        yield
+    except BaseException:
+        setattr(thing, name, before)
+        raise
+
+
+@contextlib.contextmanager
 def staged(target: Path, whole: tuple[str, ...] = ()) -> Iterator[Path]:
     """Context: an empty folder inside `target`; on a clean exit its files replace those of the same name in `target`.
 

@@ -279,16 +279,29 @@ def test_the_licence_of_the_base_model_is_inherited_unless_another_is_chosen(ali
     sae.config = replace(sae.config, base_models=({"repo_id": BASE},))
     sae.push_to_hub(REPO)
     said = front_matter(alice)
-    assert [said[f"license{name}"] for name in ("", "_name", "_link")] == ["other", "atlas-terms", "LICENSE"]
+    assert [said[f"license{name}"] for name in ("", "_name", "_link")] == [
+        "other",
+        "atlas-terms",
+        f"https://huggingface.co/{BASE}/blob/main/LICENSE",
+    ]
     assert f"the licence of {BASE}" in alice.files(REPO)["README.md"].decode()
     head = alice.head(REPO)
     load_sae(REPO).push_to_hub(REPO)
     assert alice.head(REPO) == head
-    load_sae(REPO).push_to_hub(REPO, license="apache-2.0", card="replace")
+    load_sae(REPO).push_to_hub(REPO, license="apache-2.0")
     said = front_matter(alice)
     assert said["license"] == "apache-2.0"
     assert "license_name" not in said
     assert "whose activations" not in alice.files(REPO)["README.md"].decode()
+    text = alice.files(REPO)["README.md"].decode()
+    alice.put(REPO, {"README.md": text.replace("license: apache-2.0", "license: cc-by-nc-4.0").encode()})
+    load_sae(REPO).push_to_hub(REPO)  # what people wrote there counts
+    assert front_matter(alice)["license"] == "cc-by-nc-4.0"
+    assert "`cc-by-nc-4.0`." in alice.files(REPO)["README.md"].decode()
+    foreign = load_sae(REPO)
+    foreign.statistics = {"imported": {"format": "x", "from": "y", "folded": [], "recorded": {}, "unknown": []}}
+    foreign.push_to_hub("alice/foreign")
+    assert "license" not in ModelCard(alice.files("alice/foreign")["README.md"].decode()).data.to_dict()
     with pytest.raises(ConfigError, match="id of a licence"):
         sae.push_to_hub(REPO, license="My Own Licence!")
 
@@ -318,3 +331,21 @@ def test_the_card_names_its_files_with_their_sums_and_some_features(alice, label
     assert again.features.n_features == labelled_sae.n_features
     again.push_to_hub(REPO)
     assert alice.head(REPO) == head
+
+
+def test_features_of_other_weights_are_not_on_the_card(alice, labelled_sae):
+    labelled_sae.push_to_hub(REPO)
+    other = load_sae(REPO)
+    assert other.features.has_examples
+    other.W_enc = -other.W_enc
+    with pytest.warns(HubsaeWarning, match="weights have changed"):
+        other.push_to_hub("alice/changed")
+    assert "features.parquet" not in alice.files("alice/changed")["README.md"].decode()
+
+
+def test_a_push_that_is_refused_leaves_the_dictionary_as_it_was(alice, sae):
+    sae.push_to_hub(REPO)
+    before = sae.statistics
+    with pytest.raises(HubError, match="is public"):
+        sae.push_to_hub(REPO, private=True, license="mit")
+    assert sae.statistics == before

@@ -24,8 +24,7 @@ from hubsae.formats import (
 from hubsae.formats.imported import NOTHING, Given, NormOf
 from hubsae.formats.layout import Layout
 from hubsae.formats.repo_files import RepoFiles, beside, open_files
-from hubsae.hub import subfolder_path
-from hubsae.hub_client import Source, local_folder, snapshot
+from hubsae.hub_client import Source, local_folder, snapshot, subfolder_path
 from hubsae.store import CONFIG, CONFIGS, read_json
 from hubsae.tables import Listed, Table, plain
 
