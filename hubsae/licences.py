@@ -25,10 +25,10 @@ def chosen(licence: str) -> dict:
 def shared(api: HfApi, repo_ids: Sequence[str | None]) -> dict | None:
     """What the cards of all these models say, where they say the same; None where one says nothing or is unknown."""
     found = [_of(api, repo_id) for repo_id in dict.fromkeys(repo_ids)]
-    first = found[0] if found else None
-    if first is None or any(other != first for other in found):
+    one = found[0] if found else None
+    if one is None or any(other != one for other in found):
         return None
-    return {**first, "from": [str(repo_id) for repo_id in dict.fromkeys(repo_ids)]}
+    return {**one, "from": [str(repo_id) for repo_id in dict.fromkeys(repo_ids)]}
 
 
 def first(card: str | None, current: Any, inherit: Callable[[], dict | None]) -> dict | None:
