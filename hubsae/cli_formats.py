@@ -1,9 +1,10 @@
 """Verbs about other libraries' dictionaries: `list` and `convert`."""
 
 import argparse
+from functools import partial
 from typing import Any
 
-from hubsae.cli_options import command
+from hubsae.cli_options import command, numbers_of
 from hubsae.errors import ConfigError
 from hubsae.tables import plain
 
@@ -29,17 +30,12 @@ def add(commands: Any) -> None:
     said.add_argument("--reads", action="append", help="site that it reads, such as layers.10.residual")
     said.add_argument("--writes", action="append", help="site that it writes, if another")
     said.add_argument("--k", type=int, help="active features of a TopK")
-    said.add_argument("--input-scales", type=_numbers, help="factors of the rows before encoding, with commas")
+    said.add_argument(
+        "--input-scales", type=partial(numbers_of, kind=float), help="factors of the rows before encoding, with commas"
+    )
     records = convert.add_argument_group("for neuronpedia")
     records.add_argument("--model-id", help="Neuronpedia's name of the model")
     records.add_argument("--source-set", help="name of the set that the features go into")
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers with commas between them") from None
 
 
 def _list(options: argparse.Namespace) -> None:

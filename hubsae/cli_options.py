@@ -30,10 +30,10 @@ def add_texts(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument("--subset", help="configuration of a dataset repository")
 
 
-def numbers_of(text: str) -> list[int]:
+def numbers_of(text: str, kind: type = int) -> list[Any]:
     """`"8,10,12"` -> the numbers."""
     try:
-        return [int(part) for part in text.split(",")]
+        return [kind(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: expected numbers with commas between them") from None
 

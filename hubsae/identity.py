@@ -181,9 +181,8 @@ def _compare_files(recorded: dict[str, list[str]], found: dict[str, list[str]]) 
             one, other = (ids[0][:8] if ids else "absent" for ids in (a.get(names[0], []), b.get(names[0], [])))
             more = f" (and {len(names) - 1} more files)" if len(names) > 1 else ""
             verdict: Verdict = "warning" if changed else "same"
-            out.append(
-                Compared(f"{label}, {names[0]}{more}", one, other if changed else one, verdict)
-            )  # it has two ids
+            other = other if changed else one  # equal content may be known by several ids
+            out.append(Compared(f"{label}, {names[0]}{more}", one, other, verdict))
     return out
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from hubsae.errors import ArtifactError
 from hubsae.formats.hook_names import base_model, site_of_hook
 from hubsae.formats.imported import Given, Imported
-from hubsae.formats.layout import Layout, positive, refused, scalar_threshold, setting, width
+from hubsae.formats.layout import Layout, context, positive, refused, scalar_threshold, setting, width
 from hubsae.formats.parts import Parts
 from hubsae.formats.repo_files import RepoFiles, beside, folders_with
 from hubsae.formats.tensors import Tensors
@@ -56,8 +56,7 @@ def _read_ck(files: RepoFiles, entry: str, given: Given) -> Imported:
     sites = given.several(models, lambda: _of_each(hook and site_of_hook(hook, given.model_type or name), models))
     names = [base_model(name), *(BaseModel() for _ in range(max(site.model for site in sites)))]
     recorded = {k: config[k] for k in ("model_name", "hook_point", "num_tokens", "seed") if config.get(k)}
-    size = config.get("seq_len")
-    tokens = {"context_size": size} if isinstance(size, int) and size >= 2 else {}
+    tokens = context(config.get("seq_len"))
     return Imported(
         "crosscoder (cc_weights.pt)",
         parts,
@@ -89,10 +88,6 @@ def is_crosscoder(config: dict) -> bool:
 def _read_sf(files: RepoFiles, entry: str, given: Given) -> Imported:
     config = files.json(beside(entry, SF_CONFIG))
     name = beside(entry, SF_WEIGHTS)
-    if not is_crosscoder(config):
-        raise ArtifactError(
-            f"{beside(entry, SF_CONFIG)}: not written by hubsae, and of no other dictionary that is known here"
-        )
     d, n, sources = width(config, "activation_dim"), width(config, "dict_size"), width(config, "num_layers")
     if config.get("encoder_layers") is not None or config.get("latent_processor") is not None:
         raise refused("encoder_layers or latent_processor", "what they change about encoding is not known here")

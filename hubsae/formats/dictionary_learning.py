@@ -9,7 +9,7 @@ import numpy as np
 from hubsae.errors import ArtifactError, warn
 from hubsae.formats.hook_names import base_model, input_of, site_of_hook, site_of_module
 from hubsae.formats.imported import Given, Imported
-from hubsae.formats.layout import Layout, rectified, refused, setting, top_k, width
+from hubsae.formats.layout import Layout, context, rectified, refused, setting, top_k, width
 from hubsae.formats.parts import Parts
 from hubsae.formats.repo_files import RepoFiles, beside, folders_with
 from hubsae.formats.tensors import Tensors
@@ -183,8 +183,7 @@ def _read_kin(files: RepoFiles, entry: str, given: Given) -> Imported:
     hook = setting(config, "hook_point", str, None)
     known = given.model_type or model
     reads, writes = given.places(lambda: site_of_hook(hook, known) if hook else None)
-    size = config.get("seq_len")
-    tokens = {"context_size": size} if isinstance(size, int) and size >= 2 else {}
+    tokens = context(config.get("seq_len"))
     recorded = {k: config[k] for k in ("model_name", "hook_point", "dataset_path", "name") if config.get(k)}
     return Imported(
         "BatchTopK (sae.pt)", parts, rule, reads, writes, (d,), (d,), (base_model(model),), tokens, recorded

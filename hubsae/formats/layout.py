@@ -59,6 +59,11 @@ def width(config: dict, name: str) -> int:
     return value
 
 
+def context(size: Any) -> dict[str, Any]:
+    """The context's entry of `TokenConfig` where a file says a size that can be one, else nothing."""
+    return {"context_size": size} if isinstance(size, int) and size >= 2 else {}
+
+
 def is_of(address: str, repo_id: str) -> bool:
     """Whether an address is this repository's, or a folder's that holds a copy of it, in the Hub's cache or by name."""
     parts = address.split("/")

@@ -46,19 +46,24 @@ def _read(files: RepoFiles, entry: str, given: Given) -> Imported:
     )
 
 
-def _linear(tensors: Tensors, encoder: str, decoder: str) -> Parts:
-    shape = tensors.shape(f"{encoder}.weight")
-    if len(shape) != 2:
-        raise ArtifactError(f"{tensors.where}: {encoder}.weight has shape {shape}, expected (features, columns)")
+def _transposed(tensors: Tensors, W_enc: str, b_enc: str, W_dec: str, b_dec: str) -> Parts:
+    """From arrays of these names, of which the matrices are (F, d) and (d, F)."""
+    shape = tensors.shape(W_enc)
+    if len(shape) != 2 or 0 in shape:
+        raise ArtifactError(f"{tensors.where}: {W_enc} has shape {shape}, expected (features, columns)")
     n, d = shape
     parts = Parts(
-        tensors.take(f"{encoder}.weight", (n, d)).T,
-        tensors.take(f"{encoder}.bias", (n,)),
-        tensors.take(f"{decoder}.weight", (d, n)).T,
-        tensors.take(f"{decoder}.bias", (d,)),
+        tensors.take(W_enc, (n, d)).T,
+        tensors.take(b_enc, (n,)),
+        tensors.take(W_dec, (d, n)).T,
+        tensors.take(b_dec, (d,)),
     )
     tensors.finish()
     return parts
+
+
+def _linear(tensors: Tensors, encoder: str, decoder: str) -> Parts:
+    return _transposed(tensors, f"{encoder}.weight", f"{encoder}.bias", f"{decoder}.weight", f"{decoder}.bias")
 
 
 def _made(name: str, parts: Parts, rule, site: Site | None, model: str | None, given: Given, tokens: dict) -> Imported:
@@ -84,16 +89,8 @@ def _deepseek(tensors: Tensors, address: str, given: Given) -> Imported:
 
 
 def _qwen(tensors: Tensors, address: str, given: Given) -> Imported:
-    shape = tensors.shape("W_enc")
-    if len(shape) != 2:
-        raise ArtifactError(f"{tensors.where}: W_enc has shape {shape}, expected (features, columns)")
-    n, d = shape
-    parts = Parts(
-        tensors.take("W_enc", (n, d)).T,
-        tensors.take("b_enc", (n,)),
-        tensors.take("W_dec", (d, n)).T,
-        tensors.take("b_dec", (d,)),
-    )
+    parts = _transposed(tensors, "W_enc", "b_enc", "W_dec", "b_dec")
+    n = parts.n_features
     repo = re.search(r"SAE-Res-(Qwen.+?)-W([0-9]{1,6})K-L0_([0-9]{1,6})", address)
     layer = re.search(r"layer([0-9]{1,6})\.sae\.pt$", address)
     fits = bool(repo and n == int(repo[2]) * 1024)
@@ -108,19 +105,9 @@ def _openai(tensors: Tensors, address: str, given: Given) -> Imported:
         raise refused("activation 'TopK'", "it normalises every row by its own mean and deviation, which no weights do")
     if activation not in (None, "ReLU"):
         raise ArtifactError(f"activation {str(activation)[:60]!r} of OpenAI's autoencoders is not known here")
-    shape = tensors.shape("encoder.weight")
-    if len(shape) != 2 or 0 in shape:
-        raise ArtifactError(f"{tensors.where}: encoder.weight has shape {shape}, expected (features, columns)")
-    n, d = shape
-    parts = Parts(
-        tensors.take("encoder.weight", (n, d)).T,
-        tensors.take("latent_bias", (n,)),
-        tensors.take("decoder.weight", (d, n)).T,
-        tensors.take("pre_bias", (d,)),
-    )
     tensors.ignore(["stats_last_nonzero", "latents_activation_frequency", "latents_mean_square"])
     tensors.ignore(["activation_state_dict"])
-    tensors.finish()
+    parts = _transposed(tensors, "encoder.weight", "latent_bias", "decoder.weight", "pre_bias")
     parts = parts.subtracting(parts.b_dec)
     match = re.search(r"gpt2-small/(\w+?)(?:_v\d\w*)?/autoencoders/([0-9]{1,6})\.pt", address)
     component = _OPENAI_SITES.get(match[1]) if match else None

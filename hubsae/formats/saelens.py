@@ -8,7 +8,7 @@ import numpy as np
 from hubsae.errors import ArtifactError
 from hubsae.formats.hook_names import adds_bos, base_model, is_before_gain, is_certain, site_of_hook, site_of_module
 from hubsae.formats.imported import Given, Imported
-from hubsae.formats.layout import Layout, is_of, positive, rectified, refused, setting, top_k, width
+from hubsae.formats.layout import Layout, context, is_of, positive, rectified, refused, setting, top_k, width
 from hubsae.formats.parts import Parts
 from hubsae.formats.repo_files import RepoFiles, beside, folders_with
 from hubsae.formats.tensors import Tensors
@@ -278,9 +278,7 @@ def _base_model(c: _Config) -> BaseModel:
 
 def _tokens(metadata: dict, model: str | None) -> dict:
     """What SAELens' metadata say of how texts became rows, as entries of `TokenConfig`."""
-    found: dict = {}
-    if isinstance(size := metadata.get("context_size"), int) and size >= 2:
-        found["context_size"] = size
+    found = context(metadata.get("context_size"))
     # one that our tokenizer calls put there or not; what they put there themselves is told in `_notes`
     if metadata.get("prepend_bos") is False or (metadata.get("prepend_bos") is True and adds_bos(model)):
         found["add_special_tokens"] = metadata["prepend_bos"]
