@@ -19,6 +19,7 @@ import mlx.nn as nn
 from huggingface_hub import CommitInfo, DatasetCard, EvalResult, HfApi, ModelCard, ModelHubMixin, hf_hub_download
 
 from hubsae import forms, licences, render
+from hubsae.charts import Picture
 from hubsae.errors import ArtifactError, ConfigError, HubError
 from hubsae.hub_client import (
     Source,
@@ -47,11 +48,12 @@ from hubsae.store import (
     staged,
     write_arrays,
     write_json,
+    write_text,
 )
 
 
 class Artifact(ModelHubMixin, library_name="hubsae"):
-    """A frozen config, arrays, statistics (how it was made), metrics (how good it is) and a card.
+    """A frozen config, arrays, statistics (how it was made), metrics (how good it is), pictures and a card.
 
     Subclasses give `arrays`, `from_parts`, `card_template`, `card_values`; one that is also an `nn.Module` names
     `Artifact` first among its bases. One with tables also gives `tables` and `_read_more`, and writes them in
@@ -61,7 +63,8 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
     card_template: ClassVar[str]
     repo_type: ClassVar[str] = "model"  # or "dataset"
     config_file: ClassVar[str] = CONFIG
-    arrays_file: ClassVar[str] = WEIGHTS
+    arrays_file: ClassVar[str | None] = WEIGHTS  # None: it has none
+    pictures: ClassVar[tuple[str, ...]] = ()  # names of those that `card_pictures` may give
     tables: ClassVar[tuple[str, ...]] = ()  # that `_save_pretrained` may write, downloaded with the arrays
     more_files: ClassVar[tuple[str, ...]] = ()  # that it may write too, fetched when they are needed
     forms: ClassVar[tuple[str, ...]] = ()  # of other libraries, that `_write_form` writes into a folder of this name
@@ -122,6 +125,10 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
         """Entries of the card's front matter; `tags` take the place of the class's."""
         return {}
 
+    def card_pictures(self) -> dict[str, Picture]:
+        """Pictures of the card by name, written to `assets/<name>.svg`; the template finds their `alt` in `pictures`."""
+        return {}
+
     def card_results(self) -> list[EvalResult]:
         """Entries of the card's model-index, which a dataset has not."""
         return []
@@ -161,6 +168,10 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
             for name, content in ((STATISTICS, self.statistics), (METRICS, self.metrics)):
                 if content:
                     write_json(stage / name, content)
+            pictures = self.card_pictures()
+            for name, picture in pictures.items():
+                write_text(stage / _picture(name), picture.svg)
+            values = {"pictures": {name: picture.alt for name, picture in pictures.items()}, **values}
             values.setdefault("files", file_sums(stage))
             text = render.merge(old, str(self.generate_model_card(**values)), card)
             (stage / CARD).write_text(text, encoding="utf-8")
@@ -172,7 +183,8 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         metadata = {"format": "mlx", "library": "hubsae", "library_version": library_version()}
-        write_arrays(save_directory / self.arrays_file, self.arrays(), {**metadata, **self.file_metadata()})
+        if self.arrays_file:
+            write_arrays(save_directory / self.arrays_file, self.arrays(), {**metadata, **self.file_metadata()})
 
     def generate_model_card(self, *args, **kwargs) -> Any:
         """The card, signed: a `ModelCard` or `DatasetCard` rendered from config, statistics and metrics alone."""
@@ -180,7 +192,7 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
 
         is_model = self.repo_type == "model"
         values = {"config": self.config, "metrics": self.metrics, "statistics": self.statistics}
-        values |= {"repo_id": "path/to/this/folder", **kwargs}
+        values |= {"repo_id": "path/to/this/folder", "pictures": {}, **kwargs}
         try:
             shared = self._hub_mixin_info.model_card_data.to_dict()  # the class's
             if not is_model:
@@ -247,7 +259,8 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
                 raise ConfigError(f"{model_id} is a local folder: revision={revision!r} needs a repository id")
             folder, source = local / inside, Source(str(local / inside))
         else:
-            wanted = (*CONFIGS, cls.arrays_file, STATISTICS, METRICS, *cls.tables)  # all configs: to say what it is
+            arrays = (cls.arrays_file,) if cls.arrays_file else ()
+            wanted = (*CONFIGS, *arrays, STATISTICS, METRICS, *cls.tables)  # all configs: to say what it is
             names = [glob.escape(str(PurePosixPath(inside, name))) for name in wanted]
             root = snapshot(
                 model_id,
@@ -269,7 +282,7 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
     @classmethod
     def _from_folder(cls, folder: Path, source: Source) -> Self:
         for name in (cls.config_file, cls.arrays_file):
-            if not (folder / name).is_file():
+            if name and not (folder / name).is_file():
                 if other := other_kind(folder, name) if name == cls.config_file else None:
                     raise ArtifactError(
                         f"{source}: holds {other}, not {CONFIGS[name]} ({name}); load it with the class that wrote it"
@@ -281,7 +294,8 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
                     + ". If it stands inside a larger repository, subfolder=... has to name its folder"
                 )
         try:
-            artifact = cls.from_parts(read_json(folder / cls.config_file), read_arrays(folder / cls.arrays_file))
+            arrays = read_arrays(folder / cls.arrays_file) if cls.arrays_file else {}
+            artifact = cls.from_parts(read_json(folder / cls.config_file), arrays)
             artifact._read_more(folder)
         except ArtifactError as error:
             raise ArtifactError(str(error) if str(folder) in str(error) else f"{source}: {error}") from error
@@ -334,7 +348,9 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
                 folder = Path(temporary, "artifact")
                 folder.mkdir()
                 how = {"repo_id": repo_id, "config": config, "card": card}
-                part = {"files": []} if allow_patterns or ignore_patterns else {}  # not all that it lists is sent
+                part = (
+                    {"files": [], "pictures": {}} if allow_patterns or ignore_patterns else {}
+                )  # not all that it lists is sent
                 gone = self._write_anew(api, folder, info, asked, chosen, {**(model_card_kwargs or {}), **part}, **how)
                 with warnings.catch_warnings():  # features.parquet belongs to the model that it describes
                     warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")
@@ -390,7 +406,11 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
 
     def own_files(self) -> tuple[str, ...]:
         """Files that an artifact may have or not: where it has one no longer, an older one is taken away."""
-        return (STATISTICS, METRICS, *self.tables, *self.more_files)
+        return (STATISTICS, METRICS, *self.tables, *self.more_files, *map(_picture, self.pictures))
+
+
+def _picture(name: str) -> str:
+    return f"assets/{name}.svg"
 
 
 def _as_list(patterns: Sequence[str] | str | None) -> list[str]:

@@ -22,8 +22,13 @@ STATISTICS = "statistics.json"
 METRICS = "metrics.json"
 CARD = "README.md"
 ALIGNMENT = "alignment.json"
+REPORT = "report.json"
 MAP = "map.safetensors"
-CONFIGS = {CONFIG: "a dictionary", ALIGNMENT: "an alignment"}  # by its config's name, what a folder of hubsae's holds
+CONFIGS = {
+    CONFIG: "a dictionary",
+    ALIGNMENT: "an alignment",
+    REPORT: "a report",
+}  # by its config's name, what a folder of hubsae's holds
 _STAGE = ".writing-"
 _CONFIGS_ELSEWHERE = ("cfg.json", "config.yaml")  # of other libraries' folders
 C = TypeVar("C", bound=Any)
@@ -74,6 +79,12 @@ def write_json(path: Path, data: dict) -> None:
     except ValueError as error:
         raise DataError(f"{path.name}: holds a value that is not finite or not JSON ({error})") from error
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, and the folder it stands in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def read_arrays(path: Path) -> dict[str, mx.array]:

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "hubsae"
 ROOMS = """
 errors
 backend
-settings tables
+settings tables charts
 sites
 metrics threads distributed joint_moments frames
 maps matching
