@@ -1,7 +1,7 @@
 """A small Hugging Face Hub on loopback, for tests that use the unmodified client without a network.
 
 Repositories live in memory. One port plays the Hub, a second one the storage behind it: LFS objects go to and come
-from the second, which refuses every request that carries credentials. Xet, discussions, collections, multi-part
+from the second, which refuses every request that carries credentials. Xet, discussions, multi-part
 uploads, paged listings and renamed repositories are not there; clients must set HF_HUB_DISABLE_XET=1.
 
     with HubServer() as hub:
@@ -130,6 +130,22 @@ class Repo:
         return base
 
 
+@dataclass
+class Collection:
+    id: str
+    owner: str
+    title: str
+    description: str | None = None
+    private: bool = False
+    theme: str = "blue"
+    items: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def slug(self) -> str:
+        """Follows the title; only the id at its end stays."""
+        return f"{self.owner}/{re.sub('[^a-z0-9]+', '-', self.title.lower()).strip('-')}-{self.id}"
+
+
 @dataclass(frozen=True)
 class Request:
     """One line of `HubServer.requests`. Status 0: the request was handled but its answer was dropped."""
@@ -165,7 +181,9 @@ SYNTAX = {
     "REV": r"(?P<rev>refs/[^/]+/[^/]+|[^/]+)",
     "NAME": r"(?P<name>[^/]+)",
     "PATH": r"(?P<path>.+)",
+    "COLLECTION": r"(?P<owner>[^/]+)/(?P<slug>[^/]+)",
 }
+LIMITS = {"title": 59, "description": 150, "note": 500}  # characters, in a collection
 
 
 def route(method: str, pattern: str, origin: str = "hub") -> Callable[[Route], Route]:
@@ -233,11 +251,15 @@ class Call:
         if self.role != "write" or (namespace is not None and not self.owns(namespace)):
             raise Refusal(403, "This token does not have the right to write here")
 
+    def visible(self, kind: str, repo_id: str) -> Repo | None:
+        repo = self.hub.repos.get((kind, repo_id.lower()))
+        return None if repo is None or (repo.private and not self.owns(repo_id.split("/")[0])) else repo
+
     def repo(self, write: bool = False, propose: bool = False, content: bool = False) -> Repo:
         """The repository of the path. Whoever sees it may propose a change; content is what a gate protects."""
-        repo = self.hub.repos.get((self.args.get("type") or "model", self.args["id"].lower()))
+        repo = self.visible(self.args.get("type") or "model", self.args["id"])
         owner = self.owns(self.args["id"].split("/")[0])
-        if repo is None or (repo.private and not owner):
+        if repo is None:
             status, message = (404, "Repository not found") if self.user else (401, "Invalid username or password.")
             raise Refusal(status, message, "RepoNotFound")
         if write:
@@ -245,6 +267,32 @@ class Call:
         if content and repo.gated and not owner and self.user not in repo.granted:
             raise Refusal(403 if self.user else 401, f"Access to {repo.id} is restricted", "GatedRepo")
         return repo
+
+    def collection(self, write: bool = False) -> Collection:
+        """The collection of the path, whatever stands before the id in its slug."""
+        found = self.hub.collections.get(self.args["slug"].rpartition("-")[2])
+        if found is None or (found.private and not self.owns(found.owner)):
+            raise Refusal(404, "Collection not found")
+        if write:
+            self.must_write(found.owner)
+        return found
+
+    def collection_json(self, of: Collection, most: int | None = None) -> dict[str, Any]:
+        """As this user sees it: without repositories that are private, of a listing only the first items."""
+        items = [i for i in of.items if i["type"] == "paper" or self.visible(i["type"], i["id"])][:most]
+        plain = {name: getattr(of, name) for name in ("slug", "title", "description", "private", "theme")}
+        now = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
+        return {
+            **{**plain, "owner": {"name": of.owner}, "lastUpdated": now, "upvotes": 0},
+            "items": [{**item, "position": place} for place, item in enumerate(items)],
+        }
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Those entries of the body, where they are there."""
+        for name in LIMITS.keys() & self.json.keys():
+            if len(self.json[name]) > LIMITS[name]:
+                raise Refusal(400, f"Too big: expected string to have <={LIMITS[name]} characters at {name}")
+        return {name: self.json[name] for name in names if name in self.json}
 
     def at(self, repo: Repo, revision: str | None = None) -> Commit:
         revision = revision or self.args.get("rev", "main")
@@ -366,6 +414,70 @@ class Call:
         elif repo.refs.pop(ref, None) is None:
             raise Refusal(404, f"{ref} does not exist", "RevisionNotFound")
         return Reply()
+
+    @route("POST", "/api/collections")
+    def create_collection(self) -> Any:
+        owner, want = self.json["namespace"], self.given("title", "description", "private")
+        self.must_write(owner)
+        for old in self.hub.collections.values():
+            if (old.owner, old.title) == (owner, want["title"]):
+                raise Refusal(409, "This collection already exists", slug=old.slug)
+        number = git_sha1("collection", f"{len(self.hub.requests)} {owner} {want['title']}".encode())[:24]
+        self.hub.collections[number] = Collection(number, owner, **want)
+        return self.collection_json(self.hub.collections[number]) | {"position": 0}
+
+    @route("GET", "/api/collections")
+    def list_collections(self) -> Any:
+        owners, items = (self.query.get(name, []) for name in ("owner", "item"))
+        return [
+            self.collection_json(c, 4)
+            for c in self.hub.collections.values()
+            if (not owners or c.owner in owners) and (not c.private or self.owns(c.owner))
+            if not items or {f"{i['type']}s/{i['id']}" for i in c.items} & {*items}
+        ]
+
+    @route("GET", "/api/collections/COLLECTION")
+    @route("PATCH", "/api/collections/COLLECTION")
+    @route("DELETE", "/api/collections/COLLECTION")
+    def one_collection(self) -> Any:
+        found = self.collection(write=self.method in ("PATCH", "DELETE"))
+        if self.method == "DELETE":
+            del self.hub.collections[found.id]
+            return {}
+        if self.method == "PATCH":
+            for name, value in self.given("title", "description", "private", "theme").items():
+                setattr(found, name, value)
+        answer = self.collection_json(found) | {"position": 0}
+        return {"success": True, "data": answer} if self.method == "PATCH" else answer
+
+    @route("POST", "/api/collections/COLLECTION/items")
+    def add_item(self) -> Any:
+        found, item = self.collection(write=True), self.json["item"]
+        note = self.given("note").get("note")
+        is_paper = item["type"] == "paper" and re.fullmatch(r"\d{4}\.\d{4,5}", item["id"])
+        if not is_paper and self.visible(item["type"], item["id"]) is None:
+            raise Refusal(404, f"{item['type']} {item['id']} does not exist")
+        if any(item.items() <= old.items() for old in found.items):
+            raise Refusal(409, "Item already in the collection")
+        number = git_sha1("item", f"{len(self.hub.requests)} {found.id}".encode())[:24]
+        found.items.append({"_id": number, **item, **({"note": {"text": note, "html": note}} if note else {})})
+        return self.collection_json(found) | {"position": 0}
+
+    @route("PATCH", "/api/collections/COLLECTION/items/NAME")
+    @route("DELETE", "/api/collections/COLLECTION/items/NAME")
+    def change_item(self) -> Any:
+        items = self.collection(write=True).items
+        item = next((i for i in items if i["_id"] == self.args["name"]), None)
+        if item is None:
+            raise Refusal(404, "Item not found")
+        new = self.given("note", "position") if self.method == "PATCH" else {}
+        if "note" in new:
+            item["note"] = {"text": new["note"], "html": new["note"]}
+        if "position" in new or self.method == "DELETE":
+            items.remove(item)
+        if "position" in new:
+            items.insert(new["position"], item)
+        return {"success": True}
 
     @route("POST", "/api/validate-yaml")
     def validate_yaml(self) -> Any:
@@ -497,7 +609,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = answer
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -521,6 +633,7 @@ class HubServer:
         self.repos: dict[tuple[str, str], Repo] = {}  # by type and lower-case id
         self.tokens: dict[str, tuple[str, str]] = {}  # user and role
         self.lfs: dict[str, bytes] = {}  # objects by sha256
+        self.collections: dict[str, Collection] = {}  # by id
         self.requests: list[Request] = []
         self._faults: list[dict[str, Any]] = []
         self._lock = threading.RLock()

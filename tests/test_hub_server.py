@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -330,3 +331,96 @@ print(folder)
     cached = subprocess.run([sys.executable, "-c", offline], env=env, capture_output=True, text=True, timeout=120)
     assert cached.stdout == run.stdout
     assert len(hub.requests) == count
+
+
+def test_collections_group_repositories_in_an_order(alice: HubServer) -> None:
+    """Made twice, they are found again; what is in them is kept in order, with notes."""
+    for name in ("one", "two"):
+        alice.put(f"alice/{name}", FILES)
+    alice.put("alice/pairs", FILES, repo_type="dataset")
+    made = hf.create_collection("Dictionaries: Tiny, all layers", description="d" * 150)
+    assert re.fullmatch("alice/dictionaries-tiny-all-layers-[0-9a-f]{24}", made.slug)
+    assert hf.create_collection("Dictionaries: Tiny, all layers", exists_ok=True) == made
+    with pytest.raises(HfHubHTTPError) as conflict:
+        hf.create_collection("Dictionaries: Tiny, all layers")
+    assert status(conflict) == 409
+    for item in ("alice/one", "alice/two", "alice/pairs"):
+        hf.add_collection_item(made.slug, item, "dataset" if item == "alice/pairs" else "model", note=f"note on {item}")
+    hf.add_collection_item(made.slug, "2406.04093", "paper")
+    full = hf.add_collection_item(made.slug, "alice/one", "model", exists_ok=True)
+    assert [(i.item_type, i.note) for i in full.items[2:]] == [("dataset", "note on alice/pairs"), ("paper", None)]
+    with pytest.raises(HfHubHTTPError) as conflict:
+        hf.add_collection_item(made.slug, "alice/one", "model")
+    assert status(conflict) == 409
+    with pytest.raises(HfHubHTTPError) as missing:
+        hf.add_collection_item(made.slug, "alice/three", "model")
+    assert status(missing) == 404
+
+    last, first = full.items[-1], full.items[0]
+    hf.update_collection_item(made.slug, last.item_object_id, position=0, note="read this first")
+    hf.delete_collection_item(made.slug, first.item_object_id)
+    hf.delete_collection_item(made.slug, first.item_object_id, missing_ok=True)
+    now = hf.get_collection(made.slug)
+    assert [(i.position, i.item_id) for i in now.items] == [(0, "2406.04093"), (1, "alice/two"), (2, "alice/pairs")]
+    assert now.items[0].note == "read this first"
+
+    renamed = hf.update_collection_metadata(made.slug, title="Tiny", description="", private=True)
+    assert renamed.slug == f"alice/tiny-{made.slug[-24:]}"
+    assert hf.get_collection(made.slug) == hf.get_collection(renamed.slug) == renamed
+    hf.create_collection("Other")
+    for name in "abc":
+        alice.put(f"alice/{name}", {})
+        hf.add_collection_item(renamed.slug, f"alice/{name}", "model")
+    assert [len(c.items) for c in hf.list_collections(owner="alice")] == [4, 0]  # at most four of each are listed
+    assert [c.title for c in hf.list_collections(item="datasets/alice/pairs")] == ["Tiny"]
+    hf.delete_collection(renamed.slug)
+    hf.delete_collection(renamed.slug, missing_ok=True)
+    assert [c.title for c in hf.list_collections(owner="alice")] == ["Other"]
+
+
+def test_collections_take_texts_up_to_a_limit(alice: HubServer) -> None:
+    alice.put("alice/one", FILES)
+    made = hf.create_collection("t" * 59)
+    for refused in (
+        lambda: hf.create_collection("t" * 60),
+        lambda: hf.create_collection("Other", description="d" * 151),
+        lambda: hf.update_collection_metadata(made.slug, description="d" * 151),
+        lambda: hf.add_collection_item(made.slug, "alice/one", "model", note="n" * 501),
+    ):
+        with pytest.raises(HfHubHTTPError) as long:
+            refused()
+        assert status(long) == 400
+    hf.add_collection_item(made.slug, "alice/one", "model", note="n" * 500)
+
+
+def test_only_the_owner_changes_a_collection_and_sees_what_is_private(hub: HubServer, tmp_path: Path) -> None:
+    hub.put("alice/one", FILES)
+    hub.put("alice/secret", FILES, private=True)
+    with hub.patched(tmp_path / "alice"):
+        public, private = hf.create_collection("Public"), hf.create_collection("Private", private=True)
+        for item in ("alice/secret", "alice/one"):
+            hf.add_collection_item(public.slug, item, "model")
+        assert len(hf.get_collection(public.slug).items) == 2
+    for user, role, write in (("alice", "read", 403), ("bob", "write", 403), (None, "write", 401)):
+        with hub.patched(tmp_path / f"{user} {role}", user, role):
+            owner = user == "alice"
+            assert [c.title for c in hf.list_collections()] == ["Public", "Private"][: 1 + owner]
+            assert [i.item_id for i in hf.get_collection(public.slug).items][-1 - owner :] == (
+                ["alice/secret", "alice/one"] if owner else ["alice/one"]
+            )
+            item = hf.get_collection(public.slug).items[0]
+            for refused in (
+                lambda: hf.create_collection("Mine", namespace="alice"),
+                lambda: hf.add_collection_item(public.slug, "alice/one", "model"),
+                lambda: hf.update_collection_metadata(public.slug, title="Other"),
+                lambda item=item: hf.update_collection_item(public.slug, item.item_object_id, position=0),
+                lambda item=item: hf.delete_collection_item(public.slug, item.item_object_id),
+                lambda: hf.delete_collection(public.slug),
+            ):
+                with pytest.raises(HfHubHTTPError) as error:
+                    refused()
+                assert status(error) == write
+            if not owner:
+                with pytest.raises(HfHubHTTPError) as unseen:
+                    hf.get_collection(private.slug)
+                assert status(unseen) == 404
