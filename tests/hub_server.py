@@ -1,8 +1,9 @@
 """A small Hugging Face Hub on loopback, for tests that use the unmodified client without a network.
 
 Repositories live in memory. One port plays the Hub, a second one the storage behind it: LFS objects go to and come
-from the second, which refuses every request that carries credentials. Xet, discussions, multi-part
-uploads, paged listings and renamed repositories are not there; clients must set HF_HUB_DISABLE_XET=1.
+from the second, which refuses every request that carries credentials. With `xet`, a folder, large files go there as
+they do to Xet; without it, clients must set HF_HUB_DISABLE_XET=1. Discussions (of a pull request, only its opening),
+multi-part uploads, paged listings and renamed repositories are not there.
 
     with HubServer() as hub:
         hub.put("alice/tiny", {"config.json": b"{}"})
@@ -33,6 +34,7 @@ from unittest import mock
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import yaml
+from hub_xet import XetStorage
 
 LFS_SUFFIXES = (
     ".safetensors",
@@ -63,8 +65,8 @@ def is_lfs(path: str, sample: bytes, size: int) -> bool:
 
 
 class File:
-    def __init__(self, data: bytes, lfs: bool) -> None:
-        self.data, self.lfs, self.sha256 = data, lfs, hashlib.sha256(data).hexdigest()
+    def __init__(self, data: bytes, lfs: bool, xet: str | None = None) -> None:
+        self.data, self.lfs, self.xet, self.sha256 = data, lfs, xet, hashlib.sha256(data).hexdigest()
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(data)}\n".encode()
         self.blob_id = git_sha1("blob", pointer if lfs else data)
         self.etag = self.sha256 if lfs else self.blob_id
@@ -77,7 +79,8 @@ class File:
         """The routes agree on the content but not on the names."""
         entry = {path_key: path, id_key: self.blob_id, "size": len(self.data)}
         lfs = {sha_key: self.sha256, "size": len(self.data), "pointerSize": self.pointer_size}
-        return {**entry, "lfs": lfs} if self.lfs else entry
+        xet = {"xetHash": self.xet} if self.xet else {}
+        return {**entry, "lfs": lfs, **xet} if self.lfs else entry
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,10 @@ class Repo:
                 return self.refs[ref]
         short = re.fullmatch("[0-9a-f]{5,40}", revision)
         return next((c for c in self.log if short and c.oid.startswith(revision)), None)
+
+    @property
+    def next_pull_request(self) -> int:
+        return 1 + sum(name.startswith("refs/pr/") for name in self.refs)
 
     def commit(
         self, ref: str, base: Commit | None, files: dict[str, File], title: str, message: str, who: str
@@ -164,6 +171,7 @@ class Reply:
     body: Any = ""  # bytes and str as they are, anything else as JSON
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
+    cut: int | None = None  # the connection breaks after so many bytes of the body
 
 
 class Refusal(Exception):
@@ -479,6 +487,26 @@ class Call:
             items.insert(new["position"], item)
         return {"success": True}
 
+    @route("POST", "/api/REPO/discussions")
+    def open_pull_request(self) -> Any:
+        """As with Xet, where commits go to a pull request that is opened before."""
+        repo = self.repo(write=True, propose=True)
+        if not self.json["pullRequest"]:
+            raise Refusal(501, "This test server has no discussions")
+        number = repo.next_pull_request
+        repo.refs[f"refs/pr/{number}"] = self.at(repo)
+        return {"num": number}
+
+    @route("GET", "/api/REPO/discussions/NAME")
+    def pull_request(self) -> Any:
+        repo, number = self.repo(), self.args["name"]
+        self.at(repo, f"refs/pr/{number}")
+        return {
+            **{"num": int(number), "title": "", "status": "draft", "isPullRequest": True, "events": []},
+            **{"createdAt": repo.log[0].date, "repo": {"name": repo.id, "type": repo.type}},
+            **{"changes": {"base": "refs/heads/main"}, "filesWithConflicts": []},
+        }
+
     @route("POST", "/api/validate-yaml")
     def validate_yaml(self) -> Any:
         try:
@@ -522,6 +550,18 @@ class Call:
             raise Refusal(404, "The object was not uploaded")
         return {}
 
+    @route("GET", "/api/REPO/xet-(?P<right>read|write)-token/REV")
+    def xet_token(self) -> Any:
+        writes, storage = self.args["right"] == "write", self.hub.xet
+        propose = self.flag("create_pr") or self.args["rev"].startswith("refs/pr/")
+        self.repo(write=writes, propose=propose, content=not writes)
+        if storage is None:
+            raise Refusal(404, "This Hub has no Xet storage")
+        token, until = f"xet-{self.args['right']}", int(time.time()) + 900
+        names = {"Cas-Url": storage.url, "Access-Token": token, "Token-Expiration": str(until)}
+        headers = {f"X-Xet-{name}": value for name, value in names.items()}  # that Python reads, and JSON for hf_xet
+        return Reply({"accessToken": token, "exp": until, "casUrl": storage.url}, 200, headers)
+
     @route("PUT", "/blob/NAME", origin="cdn")
     def store_object(self) -> Any:
         if hashlib.sha256(self.body).hexdigest() != self.args["name"]:
@@ -538,12 +578,12 @@ class Call:
     @route("POST", "/api/REPO/commit/REV")
     def create_commit(self) -> Any:
         create_pr = self.flag("create_pr")
-        repo = self.repo(write=True, propose=create_pr)
+        repo = self.repo(write=True, propose=create_pr or self.args["rev"].startswith("refs/pr/"))
         (_, header), *operations = [(line["key"], line["value"]) for line in map(json.loads, self.body.splitlines())]
         ref = self.args["rev"] if self.args["rev"].startswith("refs/") else f"refs/heads/{self.args['rev']}"
         base, parent, number = self.at(repo, ref), header.get("parentCommit"), 0
         if create_pr:
-            base, number = self.at(repo, parent or ref), 1 + sum(name.startswith("refs/pr/") for name in repo.refs)
+            base, number = self.at(repo, parent or ref), repo.next_pull_request
             ref = f"refs/pr/{number}"
         elif parent and not base.oid.startswith(parent):
             raise Refusal(412, "A commit has happened since. Please refresh and try again.")
@@ -554,10 +594,8 @@ class Call:
                 raise Refusal(422, f"Invalid path: {path}")
             if key == "file":
                 files[path] = File(base64.b64decode(value["content"]), False)
-            elif key == "lfsFile" and value["oid"] not in self.hub.lfs:
-                raise Refusal(400, "LFS pointer pointed to a file that does not exist")
             elif key == "lfsFile":
-                files[path] = File(self.hub.lfs[value["oid"]], True)
+                files[path] = self.hub.large_file(value["oid"], value["size"])
             else:  # deletedFile or deletedFolder: either may name a folder
                 kept = {p: file for p, file in files.items() if p != path and not p.startswith(path + "/")}
                 if kept == files:
@@ -582,6 +620,9 @@ class Call:
         headers |= {"X-Linked-Etag": f'"{file.etag}"', "X-Linked-Size": str(len(file.data))}
         here = f"/api/resolve-cache/{repo.type}s/{repo.id}/{commit.oid}/{quote(path)}"
         headers["Location"] = f"{self.hub.cdn}/blob/{file.sha256}" if file.lfs else here
+        if file.xet:
+            tokens = f"{self.hub.endpoint}/api/{repo.type}s/{repo.id}/xet-read-token/{commit.oid}"
+            headers |= {"X-Xet-Hash": file.xet, "Link": f'<{tokens}>; rel="xet-auth"'}
         return Reply("", 302 if file.lfs else 307, headers)
 
 
@@ -607,7 +648,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(data)
+            self.wfile.write(data[: reply.cut])
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = answer
 
@@ -629,7 +670,8 @@ class Origin(socketserver.ThreadingTCPServer):
 
 
 class HubServer:
-    def __init__(self) -> None:
+    def __init__(self, xet: Path | None = None) -> None:
+        self.xet = XetStorage(xet) if xet else None
         self.repos: dict[tuple[str, str], Repo] = {}  # by type and lower-case id
         self.tokens: dict[str, tuple[str, str]] = {}  # user and role
         self.lfs: dict[str, bytes] = {}  # objects by sha256
@@ -687,6 +729,16 @@ class HubServer:
             ref = revision if revision.startswith("refs/") else f"refs/heads/{revision}"
             return repo.commit(ref, base, {**kept, **changed}, message, "", repo.id.split("/")[0]).oid
 
+    def large_file(self, sha256: str, size: int) -> File:
+        """What was uploaded before the commit that names it, in either way."""
+        name = self.xet.name_of(sha256) if self.xet else None
+        if self.xet and name and sha256 not in self.lfs:
+            data = self.xet.read(name, size)
+            self.lfs[hashlib.sha256(data).hexdigest()] = data
+        if len(self.lfs.get(sha256, b"")) != size:
+            raise Refusal(400, "LFS pointer pointed to a file that does not exist")
+        return File(self.lfs[sha256], True, name)
+
     def head(self, repo_id: str, revision: str = "main", repo_type: str = "model") -> str:
         return self.commits(repo_id, revision, repo_type)[0].oid
 
@@ -701,10 +753,28 @@ class HubServer:
         return commit.history()
 
     def fail(
-        self, pattern: str, status: int = 503, times: int = 1, drop: bool = False, headers: dict[str, str] | None = None
+        self,
+        pattern: str,
+        status: int = 503,
+        times: int = 1,
+        drop: bool = False,
+        headers: dict[str, str] | None = None,
+        cut: int | None = None,
+        short: int | None = None,
     ) -> None:
-        """Refuse the next `times` requests whose "METHOD /path?query" matches; with `drop`, handle but never answer."""
-        self._faults.append({"pattern": pattern, "status": status, "times": times, "drop": drop, "headers": headers})
+        """Refuse the next `times` requests whose "METHOD /path?query" matches.
+
+        With `drop` they are handled but never answered; with `cut` the connection breaks after so many bytes of the
+        body, and with `short` the body ends there as if that were all.
+        """
+        how: dict[str, Any] = {"drop": drop, "cut": cut, "short": short}
+        if not drop and cut is None and short is None:
+            how = {"status": status, "headers": headers}
+        self._faults.append({"pattern": pattern, "times": times, **how})
+
+    def meanwhile(self, pattern: str, action: Callable[[], object]) -> None:
+        """Do something just before the next request whose "METHOD /path?query" matches is handled."""
+        self._faults.append({"pattern": pattern, "times": 1, "action": action})
 
     def seen(self, pattern: str) -> list[Request]:
         return [request for request in self.requests if re.search(pattern, f"{request.method} {request.path}")]
@@ -717,9 +787,14 @@ class HubServer:
             try:
                 if fault:
                     fault["times"] -= 1
-                if fault and not drop:
+                if "action" in fault:
+                    fault["action"]()
+                if "status" in fault:
                     raise Refusal(fault["status"], "injected fault", headers=fault["headers"])
                 reply = self._route(origin, method, url.path, parse_qs(url.query), headers, body)
+                reply.cut = fault.get("cut")
+                if fault.get("short") is not None:
+                    reply.body = reply.body[: fault["short"]]
             except Refusal as refusal:
                 reply = refusal.reply
             except Exception:  # a fault of this file: a status that the client does not retry
@@ -752,13 +827,14 @@ class HubServer:
         ours = {
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(home),
+            "HF_XET_CACHE": str(home / "xet"),
             "HF_HUB_OFFLINE": str(int(offline)),
             "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # `datasets` would ask another host
             "NO_PROXY": "127.0.0.1,localhost",
             "no_proxy": "127.0.0.1,localhost",
             **({"HF_TOKEN": self.token(user, role)} if user else {}),
         }
-        for switch in ("XET", "TELEMETRY", "PROGRESS_BARS", "UPDATE_CHECK"):
+        for switch in (*([] if self.xet else ["XET"]), "TELEMETRY", "PROGRESS_BARS", "UPDATE_CHECK"):
             ours[f"HF_HUB_DISABLE_{switch}"] = "1"
         foreign = ("HF_", "HUGGING", "TRANSFORMERS_")
         return {**{key: value for key, value in os.environ.items() if not key.startswith(foreign)}, **ours}
@@ -772,7 +848,7 @@ class HubServer:
         So does `datasets`, where it is imported already: a test that loads a dataset imports it at its top.
         """
         from huggingface_hub import constants, hf_api, hf_file_system
-        from huggingface_hub.utils import _hf_uris, _http
+        from huggingface_hub.utils import _hf_uris, _http, _xet
 
         home = Path(home)
         paths = {
@@ -790,7 +866,8 @@ class HubServer:
             "ENDPOINT": self.endpoint,
             "HUGGINGFACE_CO_URL_TEMPLATE": self.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
             "HF_URL_HOSTS": constants.HF_URL_HOSTS | {"127.0.0.1"},
-            **dict.fromkeys(("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"), True),
+            **dict.fromkeys(("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"), True),
+            "HF_HUB_DISABLE_XET": self.xet is None,
             **{"HF_HUB_DISABLE_IMPLICIT_TOKEN": False, "HF_HUB_OFFLINE": offline},
         }
         old = {name: getattr(constants, name) for name in new}
@@ -799,6 +876,8 @@ class HubServer:
 
         def forget() -> None:
             _http.close_session()
+            _xet.abort_xet_session()
+            _xet.XET_CONNECTION_INFO_CACHE.clear()
             _hf_uris.parse_hf_uri.cache_clear()
             hf_api.api._whoami_cache.clear()
             hf_file_system.hffs.invalidate_cache()
@@ -816,7 +895,8 @@ class HubServer:
             for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
                 os.environ.pop(name, None)
             env = self.env(home, user, role)
-            os.environ.update({key: env[key] for key in ("HF_TOKEN", "NO_PROXY", "no_proxy") if key in env})
+            names = ("HF_TOKEN", "HF_XET_CACHE", "NO_PROXY", "no_proxy")
+            os.environ.update({key: env[key] for key in names if key in env})
             forget()
             try:
                 replace(old, new)
