@@ -48,7 +48,7 @@ class StoredAlignment(Artifact, tags=["mechanistic-interpretability", "hubsae-al
 
     repo_type: ClassVar[str] = "dataset"
     config_file: ClassVar[str] = ALIGNMENT
-    arrays_file: ClassVar[str] = MAP
+    arrays_file: ClassVar[str | None] = MAP
     tables: ClassVar[tuple[str, ...]] = tuple(f"{name}.parquet" for name in TABLES)
     card_template: ClassVar[str] = "alignment.md"
     config: AlignmentConfig

@@ -4,33 +4,22 @@ The only room that writes artifact folders or talks to the Hub. An artifact is t
 torch: the same methods with the same signatures, on top of `huggingface_hub.ModelHubMixin`.
 """
 
-import glob
-import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Self
 
 import jinja2
 import mlx.core as mx
 import mlx.nn as nn
-from huggingface_hub import CommitInfo, DatasetCard, EvalResult, HfApi, ModelCard, ModelHubMixin, hf_hub_download
+from huggingface_hub import CommitInfo, DatasetCard, EvalResult, HfApi, ModelCard, ModelHubMixin
 
-from hubsae import forms, licences, render
+from hubsae import licences, render
 from hubsae.charts import Picture
-from hubsae.errors import ArtifactError, ConfigError, HubError
-from hubsae.hub_client import (
-    Source,
-    hub_api,
-    hub_errors,
-    library_version,
-    local_folder,
-    snapshot,
-    subfolder_path,
-    tag_commit,
-)
+from hubsae.commit_files import fetched
+from hubsae.errors import ArtifactError, ConfigError
+from hubsae.hub_client import Source, library_version, local_folder, subfolder_path
+from hubsae.publishing import Push, as_list, publish
 from hubsae.store import (
     CARD,
     CONFIG,
@@ -41,7 +30,6 @@ from hubsae.store import (
     check_target,
     file_sums,
     other_kind,
-    put_back,
     read_arrays,
     read_card,
     read_json,
@@ -126,7 +114,7 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
         return {}
 
     def card_pictures(self) -> dict[str, Picture]:
-        """Pictures of the card by name, written to `assets/<name>.svg`; the template finds their `alt` in `pictures`."""
+        """Pictures of the card by name, written to `assets/<name>.svg`; the template finds each `alt` in `pictures`."""
         return {}
 
     def card_results(self) -> list[EvalResult]:
@@ -163,11 +151,11 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
         if said and said != render.licence_of(str(self.generate_model_card(**values))):  # people's word counts
             self.statistics = {**self.statistics, "licence": licences.of_metadata(said)}
         with staged(target, whole=self.own_files()) as stage:
-            self._save_pretrained(stage)
             write_json(stage / self.config_file, own)
             for name, content in ((STATISTICS, self.statistics), (METRICS, self.metrics)):
                 if content:
                     write_json(stage / name, content)
+            self._save_pretrained(stage)
             pictures = self.card_pictures()
             for name, picture in pictures.items():
                 write_text(stage / _picture(name), picture.svg)
@@ -259,16 +247,14 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
                 raise ConfigError(f"{model_id} is a local folder: revision={revision!r} needs a repository id")
             folder, source = local / inside, Source(str(local / inside))
         else:
-            arrays = (cls.arrays_file,) if cls.arrays_file else ()
-            wanted = (*CONFIGS, *arrays, STATISTICS, METRICS, *cls.tables)  # all configs: to say what it is
-            names = [glob.escape(str(PurePosixPath(inside, name))) for name in wanted]
-            root = snapshot(
+            root = fetched(
                 model_id,
+                cls._files_read(),
+                arrays=cls.arrays_file,
+                folder=inside,
                 revision=revision,
-                allow_patterns=names,
-                what="artifact",
-                repo_type=cls.repo_type,
                 force_download=force_download,
+                repo_type=cls.repo_type,
                 token=token,
                 cache_dir=cache_dir,
                 local_files_only=local_files_only,
@@ -278,6 +264,11 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
             access |= {"repo_type": cls.repo_type, "cache_dir": cache_dir, "local_files_only": local_files_only}
             folder, source = root / inside, Source(name, root.name, access)
         return cls._from_folder(folder, source)
+
+    @classmethod
+    def _files_read(cls) -> tuple[str, ...]:
+        arrays = (cls.arrays_file,) if cls.arrays_file else ()
+        return (*CONFIGS, *arrays, STATISTICS, METRICS, *cls.tables)  # all configs: to say what it is
 
     @classmethod
     def _from_folder(cls, folder: Path, source: Source) -> Self:
@@ -332,77 +323,26 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
         "saelens") into folders of that name beside it; those that are there already are written anew if nothing is
         said, and taken away if others are named. `license` is a Hub id; without one the base models' is inherited.
         """
-        if branch and create_pr:
-            raise ConfigError(f"branch={branch!r} and create_pr=True exclude each other")
-        asked = forms.checked(also, self.forms, self._write_form)
-        chosen = None if license is None else licences.chosen(license)
-        api, kind = hub_api(token), self.repo_type
-        with hub_errors(repo_id, branch, kind), put_back(self, "statistics"):
-            repo_id = api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True).repo_id
-            if branch:
-                api.create_branch(repo_id, repo_type=kind, branch=branch, exist_ok=True)
-            info = (api.model_info if kind == "model" else api.dataset_info)(repo_id, revision=branch)
-            if private and not info.private:
-                raise HubError(f"{repo_id} exists and is public; private=True does not change that. Nothing was sent")
-            with tempfile.TemporaryDirectory() as temporary:
-                folder = Path(temporary, "artifact")
-                folder.mkdir()
-                how = {"repo_id": repo_id, "config": config, "card": card}
-                part = (
-                    {"files": [], "pictures": {}} if allow_patterns or ignore_patterns else {}
-                )  # not all that it lists is sent
-                gone = self._write_anew(api, folder, info, asked, chosen, {**(model_card_kwargs or {}), **part}, **how)
-                with warnings.catch_warnings():  # features.parquet belongs to the model that it describes
-                    warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")
-                    commit = api.upload_folder(
-                        repo_id=repo_id,
-                        repo_type=kind,
-                        folder_path=folder,
-                        commit_message=commit_message,
-                        revision=branch,
-                        create_pr=create_pr,
-                        parent_commit=info.sha,
-                        allow_patterns=_as_list(allow_patterns) or None,
-                        ignore_patterns=_as_list(ignore_patterns) or None,
-                        delete_patterns=[*_as_list(delete_patterns), *gone] or None,
-                    )
-            if tag:
-                tag_commit(api, repo_id, tag, commit.oid, kind)
-        return commit
-
-    def _write_anew(
-        self, api: HfApi, folder: Path, info: Any, asked: Any, chosen: dict | None, values: dict, **how: Any
-    ) -> list[str]:
-        """Write the folder that takes the place of what the repository holds; patterns of what has to go there."""
-        repo_id, token = how["repo_id"], api.token if isinstance(api.token, str) else None
-        names = [file.rfilename for file in info.siblings or []]
-        there = self._forms_there(names, partial(forms.settings, repo_id, self.repo_type, info.sha, token))
-        wanted = list(there) if asked is None else asked
-        old = self._old_card(repo_id, info.sha if CARD in names else None, token)
-        own = chosen or licences.first(old, self.statistics.get("licence"), lambda: self._inherited(api))
-        self.statistics = {**self.statistics, **({"licence": own} if own else {})}
-        if old:
-            (folder / CARD).write_text(render.without_licence(old) if chosen else old, encoding="utf-8")
-        self.save_pretrained(folder, model_card_kwargs={**values, **({"also": wanted} if wanted else {})}, **how)
-        gone = [name for name in self.own_files() if not (folder / name).exists()]  # an earlier version's must not stay
-        return gone + forms.add(folder, wanted, there, names, self._write_form)
+        wanted = Push(
+            branch=branch,
+            create_pr=create_pr,
+            private=private,
+            commit_message=commit_message,
+            allow_patterns=as_list(allow_patterns),
+            ignore_patterns=as_list(ignore_patterns),
+            delete_patterns=as_list(delete_patterns),
+            config=config,
+            model_card_kwargs=dict(model_card_kwargs or {}),
+            card=card,
+            tag=tag,
+            also=also,
+            license=license,
+        )
+        return publish(self, repo_id, wanted, token)
 
     def _inherited(self, api: HfApi) -> dict | None:
         """The licence of what it was made from, if that is known."""
         return None
-
-    def _old_card(self, repo_id: str, revision: str | None, token: str | None) -> str | None:
-        """The first card that people edited, of the repository's and that of the folder this is from, else the first.
-
-        Without `revision` the repository has none.
-        """
-        own = self.source is not None and not self.source.revision and not self.statistics.get("imported")
-        paths = [Path(self.source.name, CARD)] if own and self.source else []  # not another library's
-        if revision:
-            there = hf_hub_download(repo_id, CARD, repo_type=self.repo_type, revision=revision, token=token)
-            paths.insert(0, Path(there))
-        texts = [read_card(path) for path in paths if path.is_file()]
-        return next((text for text in texts if render.is_edited(text)), texts[0] if texts else None)
 
     def own_files(self) -> tuple[str, ...]:
         """Files that an artifact may have or not: where it has one no longer, an older one is taken away."""
@@ -411,7 +351,3 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
 
 def _picture(name: str) -> str:
     return f"assets/{name}.svg"
-
-
-def _as_list(patterns: Sequence[str] | str | None) -> list[str]:
-    return [patterns] if isinstance(patterns, str) else list(patterns or [])  # the client extends the caller's list

@@ -29,6 +29,8 @@ CONFIGS = {
     ALIGNMENT: "an alignment",
     REPORT: "a report",
 }  # by its config's name, what a folder of hubsae's holds
+_CARRIED = (*CONFIGS, METRICS, STATISTICS)
+_MOST_CARRIED = 96 << 10  # bytes: a header that one request of the Hub's own reader of headers gets whole
 _STAGE = ".writing-"
 _CONFIGS_ELSEWHERE = ("cfg.json", "config.yaml")  # of other libraries' folders
 C = TypeVar("C", bound=Any)
@@ -103,11 +105,32 @@ def read_arrays(path: Path) -> dict[str, mx.array]:
 
 
 def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) -> None:
-    """A safetensors file; refuses NaN and infinity."""
+    """A safetensors file, whose header carries the small files of its folder too; refuses NaN and infinity."""
     for name, array in arrays.items():
         if not mx.all(mx.isfinite(array)).item():
             raise DataError(f"{name}: holds NaN or infinity, so it is not saved")
-    mx.save_safetensors(str(path), arrays, metadata)
+    mx.save_safetensors(str(path), arrays, {**metadata, **_small_files(path.parent)})
+
+
+def _small_files(folder: Path) -> dict[str, str]:
+    """The texts of a folder's settings and numbers by file name, as long as they stay small in all."""
+    found: dict[str, str] = {}
+    for path in (folder / name for name in _CARRIED):
+        if path.is_file() and sum(map(len, found.values())) + path.stat().st_size <= _MOST_CARRIED:
+            found[path.name] = path.read_text(encoding="utf-8")
+    return found
+
+
+def carried_texts(path: Path) -> dict[str, str]:
+    """Settings and numbers by file name that a safetensors file carries in its header; empty where it carries none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
+    return {name: header[name] for name in _CARRIED if name in header}
 
 
 def file_sums(folder: Path) -> list[tuple[str, int, str]]:

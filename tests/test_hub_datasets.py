@@ -36,7 +36,7 @@ class Pairs(Artifact, tags=["hubsae-alignment", "mechanistic-interpretability"])
 
     repo_type: ClassVar[str] = "dataset"
     config_file: ClassVar[str] = ALIGNMENT
-    arrays_file: ClassVar[str] = MAP
+    arrays_file: ClassVar[str | None] = MAP
     tables: ClassVar[tuple[str, ...]] = ("pairs.parquet", "notes.parquet")
     card_template: ClassVar[str] = "pairs.md"
     config: PairsConfig

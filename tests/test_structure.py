@@ -14,7 +14,9 @@ PACKAGE = ROOT / "hubsae"
 ROOMS = """
 errors
 backend
-settings tables charts
+settings tables axes
+drawing
+charts
 sites
 metrics threads distributed joint_moments frames
 maps matching
@@ -26,7 +28,8 @@ sparsity feature_file
 features
 feature_view identity
 store render hub_client
-forms licences
+forms licences commit_files
+publishing
 hub
 tokens
 dictionary

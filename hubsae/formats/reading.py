@@ -2,12 +2,12 @@
 
 import contextlib
 import difflib
-import glob
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
+from hubsae.commit_files import fetched
 from hubsae.dictionary import Dictionary
 from hubsae.errors import ArtifactError, ConfigError, SiteError
 from hubsae.formats import (
@@ -24,8 +24,8 @@ from hubsae.formats import (
 from hubsae.formats.imported import NOTHING, Given, NormOf
 from hubsae.formats.layout import Layout
 from hubsae.formats.repo_files import RepoFiles, beside, open_files
-from hubsae.hub_client import Source, local_folder, snapshot, subfolder_path
-from hubsae.store import CONFIG, CONFIGS, read_json
+from hubsae.hub_client import Source, local_folder, subfolder_path
+from hubsae.store import CONFIG, CONFIGS, WEIGHTS, read_json
 from hubsae.tables import Listed, Table, plain
 
 # an entry that several find is the first one's
@@ -199,8 +199,10 @@ def _settings(source: str | Path, revision: str | None, folder: str, access: dic
         if revision is not None:
             raise ConfigError(f"{source} is a local folder: revision={revision!r} needs a repository id")
         return local, None
-    names = [glob.escape(beside(folder, name)) for name in CONFIGS]
-    root = snapshot(str(source), revision=revision, allow_patterns=names, what="dictionary", **access)
+    inside = PurePosixPath(folder)
+    root = fetched(
+        str(source), tuple(CONFIGS), arrays=WEIGHTS, folder=inside, revision=revision, what="dictionary", **access
+    )
     return root, root.name
 
 
