@@ -10,7 +10,7 @@ import numpy as np
 from hubsae import metrics, tokens, vectorised
 from hubsae.activations import Models, as_models, harvest, read_chunks, width
 from hubsae.dictionary import Dictionary
-from hubsae.errors import DataError
+from hubsae.errors import ConfigError, DataError
 from hubsae.firing import Firing
 from hubsae.lm import LanguageModel, Run, padded
 from hubsae.metrics import Fidelity, Moments
@@ -127,17 +127,38 @@ def evaluate_chunks(
     dictionary: Dictionary, model: Models, chunks: Sequence[Chunk], *, max_spliced_rows: int = _MAX_SPLICED_ROWS
 ) -> Evaluation:
     """`evaluate` on texts that are cut into chunks already."""
+    return evaluate_together([dictionary], model, chunks, max_spliced_rows=max_spliced_rows)[0]
+
+
+def evaluate_together(
+    dictionaries: Sequence[Dictionary],
+    model: Models,
+    chunks: Sequence[Chunk],
+    *,
+    max_spliced_rows: int = _MAX_SPLICED_ROWS,
+) -> list[Evaluation]:
+    """`evaluate_chunks` of each of several that read and write the same sites.
+
+    Activations are read once, and the model's own run and the ablations, which no dictionary takes part in, are shared.
+    """
     if sum(chunk.n_rows for chunk in chunks) < 2:
         raise DataError("the texts have fewer than 2 tokens that count, so there is nothing to evaluate on")
+    if len({(d.config.reads, d.config.writes) for d in dictionaries}) != 1:
+        raise ConfigError("dictionaries that are evaluated together have to read and write the same sites")
     models = as_models(model)
-    fidelity, firing, per_document = _fidelity(dictionary, models, chunks)
+    fits = _fits(dictionaries, models, chunks)
     spliced = list(tokens.take_rows(chunks, max_spliced_rows))
     with vectorised.exponentials():
-        per_model = _behaviour(dictionary, models, spliced, fidelity.moments.mean)
-    sums = per_model.sum(axis=0)
+        behaviours = _behaviours(dictionaries, models, spliced, fits[0].fidelity.moments.mean)
+    return [_evaluation(fit, per_model, chunks) for fit, per_model in zip(fits, behaviours, strict=True)]
+
+
+def _evaluation(fit: "_Fit", per_model: np.ndarray, chunks: Sequence[Chunk]) -> Evaluation:
+    """From the sums of one dictionary; per_model (models, documents, 6)."""
+    fidelity, sums = fit.fidelity, per_model.sum(axis=0)
     total = sums.sum(axis=0)
     intervals = {
-        "fvu": metrics.bootstrap_interval(per_document, lambda s: s[0] / s[1]),
+        "fvu": metrics.bootstrap_interval(fit.per_document(), lambda s: s[0] / s[1]),
         **{name: metrics.bootstrap_interval(sums, lambda s, f=f: f(s)) for name, f in _BEHAVIOUR.items()},
     }
     means = total / total[0]
@@ -150,7 +171,7 @@ def evaluate_chunks(
         dead_share=fidelity.dead_share,
         cosine=fidelity.cosine,
         density=fidelity.density,
-        firing=firing,
+        firing=fit.firing,
         n_spliced_tokens=int(total[0]),
         ce_original=float(means[1]),
         ce_spliced=float(means[2]),
@@ -159,7 +180,7 @@ def evaluate_chunks(
         kl=float(means[5]),
         ce_recovered=float(_BEHAVIOUR["ce_recovered"](total)),
         ce_recovered_mean=float(_BEHAVIOUR["ce_recovered_mean"](total)),
-        fvu_per_site=fidelity.fvu_of({str(s): w for s, w in dictionary.config.write_columns.items()}),
+        fvu_per_site=fidelity.fvu_of({str(s): w for s, w in fit.dictionary.config.write_columns.items()}),
         ce_recovered_per_model=tuple(float(_BEHAVIOUR["ce_recovered"](m.sum(axis=0))) for m in per_model),
         intervals={name: pair for name, pair in intervals.items() if np.isfinite(pair).all()},
     )
@@ -173,49 +194,66 @@ _BEHAVIOUR: dict[str, Callable[[np.ndarray], float]] = {
 }
 
 
-def _fidelity(
-    dictionary: Dictionary, models: tuple[LanguageModel, ...], chunks: Sequence[Chunk]
-) -> tuple[Fidelity, Firing, np.ndarray]:
-    """Fidelity and firing over all rows; and (documents, 2): squared error and scatter about the overall mean."""
-    c = dictionary.config
-    sites = tuple(dict.fromkeys((*c.read_sites, *c.write_sites)))
-    where = columns(sites, [width(models, site) for site in sites])
-    reads = np.concatenate([np.arange(where[s].start, where[s].stop) for s in c.read_sites])
-    writes = np.concatenate([np.arange(where[s].start, where[s].stop) for s in c.write_sites])
-    same = c.reads == c.writes
-    fidelity, firing = Fidelity(dictionary.n_features), Firing(dictionary.n_features)
-    parts: dict[int, list] = {}
-    for group in groups(chunks, sum(width(models, site) for site in sites)):
-        block = harvest(models, sites, group)
-        x = block.rows if same else block.rows[:, reads]
-        y = x if same else block.rows[:, writes]
+@dataclass
+class _Fit:
+    """Sums of one dictionary over all rows, and of each document's pieces the squared error and the moments."""
+
+    dictionary: Dictionary
+    fidelity: Fidelity
+    firing: Firing
+    parts: dict[int, list] = field(default_factory=dict)
+
+    def add(self, x: np.ndarray, y: np.ndarray, documents: np.ndarray) -> None:
+        """Take in rows (n, d_in), what belongs in their place (n, d_out), and the document of each."""
         errors = np.empty(len(y))
-        for part, code in dictionary.encode_slices(x):
-            y_hat = np.array(dictionary.decode(code, mx.array(x[part]) if c.skip else None))
-            fidelity.add(y[part], y_hat, code.active_counts())
-            firing.add(code.places)
+        for part, code in self.dictionary.encode_slices(x):
+            y_hat = np.array(self.dictionary.decode(code, mx.array(x[part]) if self.dictionary.config.skip else None))
+            self.fidelity.add(y[part], y_hat, code.active_counts())
+            self.firing.add(code.places)
             errors[part] = np.square(y[part] - y_hat).sum(axis=1, dtype=np.float64)
-        documents = np.array([chunk.document for chunk in group])[block.chunk]
         for document in np.unique(documents):
             mine = documents == document
             moments = Moments()
             moments.add(y[mine])
-            parts.setdefault(int(document), []).append((errors[mine].sum(), moments))
-    mean = fidelity.moments.mean
-    rows = [
-        (sum(e for e, _ in p), sum(m.scatter.sum() + m.n * np.square(m.mean - mean).sum() for _, m in p))
-        for p in parts.values()
-    ]
-    return fidelity, firing, np.array(rows)
+            self.parts.setdefault(int(document), []).append((errors[mine].sum(), moments))
+
+    def per_document(self) -> np.ndarray:
+        """(documents, 2): squared error, and scatter about the mean of all."""
+        mean = self.fidelity.moments.mean
+        rows = [
+            (sum(e for e, _ in p), sum(m.scatter.sum() + m.n * np.square(m.mean - mean).sum() for _, m in p))
+            for p in self.parts.values()
+        ]
+        return np.array(rows)
 
 
-def _behaviour(
-    dictionary: Dictionary, models: tuple[LanguageModel, ...], chunks: Sequence[Chunk], mean: np.ndarray
-) -> np.ndarray:
-    """(models, documents, 6): `spliced_sums` of the reconstruction, zero and mean ablation."""
+def _fits(dictionaries: Sequence[Dictionary], models: tuple[LanguageModel, ...], chunks: Sequence[Chunk]) -> list[_Fit]:
+    """Fidelity and firing of each over all rows, which are read once."""
+    c = dictionaries[0].config
+    sites = tuple(dict.fromkeys((*c.read_sites, *c.write_sites)))
+    where = columns(sites, [width(models, site) for site in sites])
+    reads = np.concatenate([np.arange(where[s].start, where[s].stop) for s in c.read_sites])
+    writes = np.concatenate([np.arange(where[s].start, where[s].stop) for s in c.write_sites])
+    found = [_Fit(d, Fidelity(d.n_features), Firing(d.n_features)) for d in dictionaries]
+    for group in groups(chunks, sum(width(models, site) for site in sites)):
+        block = harvest(models, sites, group)
+        x = block.rows if c.reads == c.writes else block.rows[:, reads]
+        y = x if c.reads == c.writes else block.rows[:, writes]
+        documents = np.array([chunk.document for chunk in group])[block.chunk]
+        for fit in found:
+            fit.add(x, y, documents)
+    return found
+
+
+def _behaviours(
+    dictionaries: Sequence[Dictionary], models: tuple[LanguageModel, ...], chunks: Sequence[Chunk], mean: np.ndarray
+) -> list[np.ndarray]:
+    """Of each (models, documents, 6): `spliced_sums` of the reconstruction, zero and mean ablation, and its KL."""
+    c, n = dictionaries[0].config, len(dictionaries)
     ablations = mx.zeros((1, len(mean))), mx.array(mean.astype(np.float32))[None]
-    values = (dictionary, *(lambda _, value=value: value for value in ablations))
-    return spliced_sums(dictionary.config.read_sites, dictionary.config.write_columns, models, chunks, values)
+    values = (*dictionaries, *(lambda _, value=value: value for value in ablations))
+    sums = spliced_sums(c.read_sites, c.write_columns, models, chunks, values, n_kl=n)
+    return [sums[..., [0, 1, 2 + i, 2 + n, 3 + n, 4 + n + i]] for i in range(n)]
 
 
 def spliced_sums(
@@ -224,8 +262,10 @@ def spliced_sums(
     models: tuple[LanguageModel, ...],
     chunks: Sequence[Chunk],
     values: Sequence[Callable[[mx.array], mx.array]],
+    n_kl: int = 1,
 ) -> np.ndarray:
-    """(written models, documents, 3 + v): predictions, summed CE as it is and with each of v values, KL to the first.
+    """(written models, documents, 2 + v + n_kl): predictions, summed CE as it is and with each of v values, and the KL
+    to the first n_kl of them.
 
     values: what turns the rows of the read sites (n, d_in) into what replaces the columns of the written ones at the
     positions that count, (n, d_out) or (1, d_out).
@@ -240,14 +280,15 @@ def spliced_sums(
         for number, into in zip(written, sums, strict=True):
             given, original = inputs[number], runs[number].log_probabilities
             assert original is not None
-            rows, kl = [_nll(original, given.targets)], mx.array(0.0)
+            rows, kl = [_nll(original, given.targets)], []
             for value in made:
                 edited = models[number].run(given.ids, edit=replaced(writes, value, given.keep, number))
                 changed = log_probabilities(edited, given.positions)
                 rows.append(_nll(changed, given.targets))
-                if len(rows) == 2:
-                    kl = mx.sum(mx.exp(original) * (original - changed), axis=-1)
-            table = np.stack([np.array(r, dtype=np.float64) for r in (mx.ones_like(kl), *rows, kl)], axis=1)
+                if len(kl) < n_kl:
+                    kl.append(mx.sum(mx.exp(original) * (original - changed), axis=-1))
+                mx.eval(rows[-1], *kl[-1:])  # or all values' probabilities would be held at once
+            table = np.stack([np.array(r, dtype=np.float64) for r in (mx.ones_like(rows[0]), *rows, *kl)], axis=1)
             for document in np.unique(given.documents):
                 into[int(document)] = into.get(int(document), 0) + table[given.documents == document].sum(axis=0)
     if not sums[0]:
