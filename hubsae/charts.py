@@ -5,7 +5,7 @@ theme. Colours are those of Okabe and Ito, and dashes or markers tell series apa
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,8 +65,7 @@ def histogram(
     rest = numbers([apart[1]] if apart else [])
     if not all((values >= 0).all() for values in (*counts.values(), rest)):
         raise DataError("the counts of a histogram have to be numbers of at least 0")
-    keys = [(name, "area", i) for i, name in enumerate(counts)] if len(counts) > 1 else []
-    canvas = Canvas(title, alt, [*keys, *_mark_keys(marks)], inset=70 if apart else 0)
+    canvas = Canvas(title, alt, _keys("area", counts, marks), inset=84 if apart else 0)
     across, up = canvas.axes(x, [bins, numbers((marks or {}).values())], y, [*counts.values(), rest, np.zeros(1)])
     base, places = up.at(np.zeros(1))[0], across.at(bins)
     for i, values in enumerate(counts.values()):
@@ -100,9 +99,8 @@ def bars(
     n = max(1, len(values))
     if len(labels) * n > MOST_ROWS:
         raise DataError(f"{len(labels) * n} bars: at most {MOST_ROWS} can be read in one picture")
-    keys = [(name, "area", i) for i, name in enumerate(values)] if n > 1 else []
     height = max(HEIGHT if len(labels) * n > 6 else 240, 110 + 15 * len(labels) * n + 6 * len(labels))
-    canvas = Canvas(title, alt, keys, height=height)
+    canvas = Canvas(title, alt, _keys("area", values), height=height)
     canvas.left += min(240, int(max([0, *(text_width(label, 12) for label in labels)]))) + 8
     canvas.right -= 48  # the numbers beside the bars
     across = canvas.axis_x(x, [*values.values(), np.zeros(1)])
@@ -139,8 +137,7 @@ def lines(
     """
     x, y = _axis(x), _axis(y)
     data = {name: _together(name, *both) for name, both in series.items()}
-    keys = [(name, "line", i) for i, name in enumerate(data)] if len(data) > 1 else []
-    canvas = Canvas(title, alt, [*keys, *_mark_keys(marks)])
+    canvas = Canvas(title, alt, _keys("line", data, marks))
     ys = [ys for _, ys in data.values()]
     across, up = canvas.axes(x, [xs for xs, _ in data.values()], y, [*ys, numbers((marks or {}).values())])
     for i, (xs, ys) in enumerate(data.values()):
@@ -165,8 +162,7 @@ def scatter(
     """
     x, y = _axis(x), _axis(y)
     groups = list(dict.fromkeys(point.group for point in points))
-    keys = [(name, "point", i) for i, name in enumerate(groups)] if len(groups) > 1 else []
-    canvas = Canvas(title, alt, [*keys, *_mark_keys(marks)])
+    canvas = Canvas(title, alt, _keys("point", groups, marks))
     xs, ys = numbers(point.x for point in points), numbers(point.y for point in points)
     wide = numbers(v for point in points for v in _pair(point.x_interval))
     tall = numbers(v for point in points for v in _pair(point.y_interval))
@@ -192,8 +188,11 @@ def _axis(axis: Axis | str) -> Axis:
     return Axis(axis) if isinstance(axis, str) else axis
 
 
-def _mark_keys(marks: Mapping[str, float] | None) -> list[tuple[str, str, int]]:
-    return [(name, "mark", i) for i, name in enumerate(marks or {})]
+def _keys(kind: str, names: Iterable[str], marks: Mapping[str, float] | None = None) -> list[tuple[str, str, int]]:
+    """What the legend explains: nothing where there is one series and no more, which the title names."""
+    keys = [(name, kind, i) for i, name in enumerate(names)]
+    more = [(name, "mark", i) for i, name in enumerate(marks or {})]
+    return [*(key for key in keys if len(keys) > 1 or (more and key[0])), *more]
 
 
 def _together(name: str, xs: Any, ys: Any) -> tuple[np.ndarray, np.ndarray]:

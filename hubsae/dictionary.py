@@ -11,7 +11,8 @@ import mlx.nn as nn
 import numpy as np
 from huggingface_hub import EvalResult, HfApi
 
-from hubsae import backend, identity, licences, sparse, sparsity, threads
+from hubsae import backend, dictionary_card, identity, licences, sparse, sparsity, threads
+from hubsae.charts import Picture
 from hubsae.choose import Places
 from hubsae.entries import Scratch, product
 from hubsae.errors import ArtifactError, ConfigError, DataError
@@ -27,24 +28,6 @@ from hubsae.tokens import TokenConfig
 
 FORMAT_VERSION = 1
 _SLICE_VALUES = 1 << 26
-
-CARD_METRICS = {
-    "fvu": "Fraction of variance unexplained",
-    "l0": "Active features per token",
-    "ce_recovered": "Cross-entropy loss recovered, against zero ablation",
-    "dead_share": "Features never active on held-out tokens (share)",
-}
-
-_PAPERS = {
-    "topk": "TopK: Gao et al., Scaling and evaluating sparse autoencoders, arXiv 2406.04093",
-    "batchtopk": "BatchTopK: Bussmann, Leask and Nanda, BatchTopK Sparse Autoencoders, arXiv 2412.06410",
-    "jumprelu": "JumpReLU: Rajamanoharan et al., Jumping Ahead, arXiv 2407.14435",
-    "gated": "Gated: Rajamanoharan et al., Improving Dictionary Learning with Gated SAEs, arXiv 2404.16014",
-    "relu": "ReLU and L1: Bricken et al., Towards Monosemanticity, transformer-circuits.pub 2023",
-    "transcoder": "Transcoders: Dunefsky, Chlenski and Nanda, Transcoders Find Interpretable LLM Feature Circuits, "
-    "arXiv 2406.11944",
-    "crosscoder": "Crosscoders: Lindsey et al., Sparse Crosscoders, transformer-circuits.pub 2024",
-}
 
 
 @dataclass(frozen=True)
@@ -166,6 +149,7 @@ class Dictionary(Artifact, nn.Module, tags=["mechanistic-interpretability"]):
     """
 
     card_template: ClassVar[str] = "dictionary.md"
+    pictures: ClassVar[tuple[str, ...]] = dictionary_card.PICTURES
     kind: ClassVar[str | None] = None
     config: DictionaryConfig
 
@@ -353,33 +337,15 @@ class Dictionary(Artifact, nn.Module, tags=["mechanistic-interpretability"]):
 
     def card_metadata(self) -> dict:
         c, bases = self.config, [base.repo_id for base in self.base_models if base.repo_id]
-        tag = {"sae": "sparse-autoencoder"}.get(c.kind, c.kind)
-        data: dict = {"tags": [*self._tags(), tag, c.sparsity["name"]]}
-        if bases:
-            data |= {"base_model": bases[0] if len(bases) == 1 else bases, "base_model_relation": "adapter"}
-        if dataset := self.metrics.get("data", {}).get("dataset"):
-            data["datasets"] = [dataset]
-        return data
-
-    def _tags(self) -> list[str]:
-        return list(self._hub_mixin_info.model_card_data.tags or [])
+        tags = self.class_tags()
+        return dictionary_card.metadata(c.kind, c.sparsity["name"], tags, bases, self.statistics, self.metrics)
 
     def card_results(self) -> list[EvalResult]:
-        """The card's model-index: those of `CARD_METRICS` that metrics.json holds."""
-        data = self.metrics.get("data", {})
-        return [
-            EvalResult(
-                task_type="feature-extraction",
-                task_name="Activation reconstruction",
-                dataset_type=data.get("dataset") or "text",
-                dataset_name=data.get("name") or "held-out texts",
-                metric_type=name,
-                metric_name=label,
-                metric_value=float(self.metrics[name]),
-            )
-            for name, label in CARD_METRICS.items()
-            if self.metrics.get(name) is not None
-        ]
+        return dictionary_card.results(self.metrics)
+
+    def card_pictures(self) -> dict[str, Picture]:
+        c = self.config
+        return dictionary_card.pictures(c.writes, c.n_features, self.statistics, self.metrics)
 
     def _inherited(self, api: HfApi) -> dict | None:
         """The licence that its language models share; none for what others made, who may have given it another."""
@@ -388,7 +354,6 @@ class Dictionary(Artifact, nn.Module, tags=["mechanistic-interpretability"]):
         return licences.shared(api, [base.repo_id for base in self.base_models])
 
     def card_values(self) -> dict:
-        papers = [_PAPERS[name] for name in (self.config.sparsity["name"], self.config.kind) if name in _PAPERS]
-        values = {"bases": self.base_models, "rule": self.rule, "papers": papers, "examples": []}
-        licence = self.statistics.get("licence")
-        return {**values, "licence": licence if licences.is_licence(licence) else None}
+        c = self.config
+        more = dictionary_card.values(c.kind, c.sparsity["name"], c.skip, self.statistics)
+        return {"bases": self.base_models, "rule": self.rule, **more}

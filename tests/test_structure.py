@@ -31,7 +31,8 @@ store render hub_client
 forms licences commit_files
 publishing
 hub
-tokens
+tokens recipe
+dictionary_card
 dictionary
 formats.zip_entries
 formats.pickle_machine
@@ -53,7 +54,6 @@ checkpoint
 rows
 curation
 dataset
-recipe
 schedule surrogates
 losses scaling
 resample adam
