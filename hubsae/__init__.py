@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hubsae.api import SAE, Crosscoder, InterpretableModel, SAETrainer, Transcoder, load_sae, train_crosscoder
     from hubsae.causal import CausalConfig
     from hubsae.circuits import Circuit, find_feature_circuits
+    from hubsae.comparing import compare, load_report
     from hubsae.curation import Curation
     from hubsae.dataset import ActivationDataset
     from hubsae.dictionary import Dictionary, DictionaryConfig
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from hubsae.formats.reading import list_dictionaries
     from hubsae.formats.writing import export_transcoder_set
     from hubsae.labelers import EndpointLabeler
+    from hubsae.metric_report import Report
     from hubsae.recipe import CrosscoderConfig, SAEConfig, TranscoderConfig
     from hubsae.sites import Site
     from hubsae.sparse import SparseCode
@@ -51,6 +53,7 @@ _HOMES = {
     "HubsaeError": "errors",
     "HubsaeWarning": "errors",
     "InterpretableModel": "api",
+    "Report": "metric_report",
     "SAE": "api",
     "SAEConfig": "recipe",
     "SAETrainer": "api",
@@ -62,9 +65,11 @@ _HOMES = {
     "TranscoderConfig": "recipe",
     "Verification": "verification",
     "align": "two_models",
+    "compare": "comparing",
     "export_transcoder_set": "formats.writing",
     "find_feature_circuits": "circuits",
     "load_alignment": "two_models",
+    "load_report": "comparing",
     "list_dictionaries": "formats.reading",
     "load_sae": "api",
     "train_crosscoder": "api",
@@ -90,6 +95,7 @@ __all__ = [
     "HubsaeError",
     "HubsaeWarning",
     "InterpretableModel",
+    "Report",
     "SAEConfig",
     "SAETrainer",
     "Site",
@@ -100,10 +106,12 @@ __all__ = [
     "TranscoderConfig",
     "Verification",
     "align",
+    "compare",
     "export_transcoder_set",
     "find_feature_circuits",
     "list_dictionaries",
     "load_alignment",
+    "load_report",
     "load_sae",
     "train_crosscoder",
     "verify",

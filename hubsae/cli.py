@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from hubsae import cli_features, cli_formats, cli_pairs
+from hubsae import cli_features, cli_formats, cli_pairs, cli_reports
 from hubsae.cli_options import add_dictionary, add_fields, add_model, add_texts, bound, command, load, numbers_of, texts
 from hubsae.errors import HubsaeError, HubsaeWarning
 
@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_formats.add(commands)
     cli_features.add(commands)
     cli_pairs.add(commands)
+    cli_reports.add(commands)
     command(commands, "env", _env, "what hubsae computes with here")
     demo = command(commands, "demo", _demo, "train, judge, explain and steer SAEs of the embedded model, offline")
     demo.add_argument("--out", default="demo-saes", help="folder to write (default: demo-saes)")

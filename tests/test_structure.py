@@ -65,7 +65,9 @@ map_quality pairing
 transfer
 causal
 pair_tables
-alignment_config
+alignment_config report_config
+frontier
+report_rows report_pictures
 alignment
 aligning chains verification
 circuits neighbours feature_search
@@ -78,7 +80,8 @@ dashboard.build
 dashboard.live dashboard.server dashboard.space
 dashboard.methods
 api
-two_models
+two_models metric_report
+comparing
 pair_plots interventions
 demo.world
 demo.templates
@@ -89,7 +92,7 @@ demo.run
 pair_config
 pair_run
 cli_options
-cli_features cli_formats cli_pairs
+cli_features cli_formats cli_pairs cli_reports
 cli
 """
 LEVEL = {room: level for level, line in enumerate(ROOMS.split("\n")) for room in line.split()}

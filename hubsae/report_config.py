@@ -1,0 +1,196 @@
+"""The content of a report.json: which dictionaries were judged, and with what."""
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hubsae import sparsity
+from hubsae.dictionary import Dictionary, kind_of
+from hubsae.errors import ConfigError
+from hubsae.hub_client import library_version
+from hubsae.identity import BaseModel
+from hubsae.settings import as_type
+from hubsae.sites import parse_sites
+from hubsae.store import REPORT, WEIGHTS, config_from
+from hubsae.survey import fingerprint
+from hubsae.tokens import TokenConfig
+
+FORMAT_VERSION = 1
+MOST_ENTRIES = 1000
+LONGEST_NAME = 200
+REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+_TYPES = {
+    "name": str,
+    "repo_id": str,
+    "revision": str,
+    "subfolder": str,
+    "sha256": str,
+    "fingerprint": dict,
+    "kind": str,
+    "reads": list,
+    "writes": list,
+    "n_features": int,
+    "sparsity": dict,
+    "skip": bool,
+    "base_models": list,
+    "measured_with": list,
+    "tokens": dict,
+    "training_tokens": int,
+    "training_data": str,
+}
+_MAY_BE_UNKNOWN = {
+    "repo_id",
+    "revision",
+    "subfolder",
+    "sha256",
+    "measured_with",
+    "training_tokens",
+    "training_data",
+}
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What a report is about: the content of its report.json.
+
+    entries: the dictionaries, as `record` describes them. data: of the texts that all of them were judged on, `name`,
+    `dataset` (a Hub id, where it is one) and `max_rows`; None where the numbers are those that were recorded with each
+    dictionary, which say themselves what they were measured on.
+    """
+
+    entries: tuple[dict, ...]
+    data: dict | None = None
+    format_version: int = FORMAT_VERSION
+    library_name: str = "hubsae"
+    library_version: str = field(default_factory=library_version)
+
+    def __post_init__(self):
+        if not isinstance(self.entries, list | tuple) or not 1 <= len(self.entries) <= MOST_ENTRIES:
+            raise ConfigError(f"entries: expected a list of 1 to {MOST_ENTRIES:,} dictionaries")
+        object.__setattr__(self, "entries", tuple(self.entries))
+        for entry in self.entries:
+            _check(entry)
+        names = [entry["name"] for entry in self.entries]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"entries: several are called {twice[0]!r}; give different names")
+        if self.data is not None:
+            check_data(as_type(self.data, dict, "data"))
+
+    @classmethod
+    def from_dict(cls, data: dict) -> "ReportConfig":
+        """From a report.json; raises `ArtifactError` for what is not ours or too new."""
+        return config_from(cls, data, REPORT, FORMAT_VERSION)
+
+
+def check_name(name: Any) -> str:
+    """A name that a dictionary can have in a report, or `ConfigError`."""
+    if not isinstance(name, str) or not name.strip() or len(name) > LONGEST_NAME:
+        raise ConfigError(f"name {str(name)[:80]!r}: expected a text of 1 to {LONGEST_NAME} characters")
+    return name
+
+
+def check_data(data: dict) -> None:
+    """Raise `ConfigError` for what does not say on which texts something was measured."""
+    known = {"name": str, "dataset": str, "digest": str, "n_texts": int, "max_rows": int}
+    for key, value in data.items():
+        if key not in known:
+            raise ConfigError(f"data: unknown entry {str(key)[:80]!r}")
+        if value is not None:
+            as_type(value, known[key], f"data, {key}")
+
+
+def token_config(tokens: dict) -> TokenConfig:
+    """How texts become rows, as recorded with a dictionary."""
+    return TokenConfig(**{k: v for k, v in tokens.items() if k in TokenConfig.__dataclass_fields__})
+
+
+def _check(entry: Any) -> None:
+    """Raise `ConfigError` for what describes no dictionary."""
+    as_type(entry, dict, "entries")
+    name = check_name(entry.get("name"))
+    if wrong := sorted(set(map(str, entry)) ^ set(_TYPES)):
+        raise ConfigError(f"{name}: missing or unknown {', '.join(wrong)[:200]}")
+    for key, kind in _TYPES.items():
+        value = entry[key]
+        if value is None and key in _MAY_BE_UNKNOWN:
+            continue
+        if kind is list and not (isinstance(value, list | tuple) and value):
+            raise ConfigError(f"{name}, {key}: expected a list")
+        if kind is not list:
+            as_type(value, kind, f"{name}, {key}")
+    sites = {key: tuple(as_type(site, str, f"{name}, {key}") for site in entry[key]) for key in ("reads", "writes")}
+    if any(len(parse_sites(found)) != len(found) for found in sites.values()):
+        raise ConfigError(f"{name}: a site stands there twice")
+    if entry["kind"] != kind_of(sites["reads"], sites["writes"]):
+        raise ConfigError(f"{name}: kind={entry['kind'][:80]!r} does not fit the sites that it reads and writes")
+    if entry["n_features"] < 1 or (entry["training_tokens"] or 0) < 0:
+        raise ConfigError(f"{name}: n_features and training_tokens cannot be negative or 0")
+    sparsity.from_dict(entry["sparsity"]).check(entry["n_features"])
+    token_config(entry["tokens"])
+    for base in (*entry["base_models"], *(entry["measured_with"] or ())):
+        BaseModel.from_dict(as_type(base, dict, f"{name}, base model"))
+    for key, marks in entry["fingerprint"].items():
+        if not isinstance(marks, list):
+            raise ConfigError(f"{name}, fingerprint, {str(key)[:80]}: expected a list of numbers")
+        for value in marks:
+            as_type(value, float, f"{name}, fingerprint")
+    _check_place(name, entry)
+
+
+def _check_place(name: str, entry: dict) -> None:
+    if (entry["repo_id"] is None) != (entry["revision"] is None):
+        raise ConfigError(f"{name}: a repository and its commit belong together")
+    forms = {"repo_id": REPO_ID, "revision": re.compile("[0-9a-f]{40}"), "sha256": re.compile("[0-9a-f]{64}")}
+    for key, form in forms.items():
+        if entry[key] is not None and not form.fullmatch(entry[key]):
+            raise ConfigError(f"{name}, {key}={entry[key][:80]!r}: not of this form")
+    for base in (*entry["base_models"], *(entry["measured_with"] or ())):
+        if base.get("repo_id") is not None and len(base["repo_id"]) > LONGEST_NAME:
+            raise ConfigError(f"{name}, base model: repo_id of {len(base['repo_id'])} characters")
+
+
+def record(dictionary: Dictionary, name: str, measured_with: tuple[BaseModel, ...] | None = None) -> dict[str, Any]:
+    """What a report keeps of a dictionary: where it is, what it reads and writes, how to recognise it, its models.
+
+    measured_with: the models that it was judged with; None where its recorded numbers are taken.
+    """
+    c, source = dictionary.config, dictionary.source
+    on_hub = source is not None and source.revision is not None
+    data = dictionary.statistics.get("data")
+    data_name = data.get("name") if isinstance(data, dict) else None
+    rows = dictionary.statistics.get("rows")
+    return {
+        "name": name,
+        "repo_id": source.access["repo_id"] if source is not None and on_hub else None,
+        "revision": source.revision if source is not None and on_hub else None,
+        "subfolder": source.access.get("subfolder") if source is not None and on_hub else None,
+        "sha256": _sha256(dictionary),
+        "fingerprint": fingerprint(dictionary),
+        "kind": c.kind,
+        "reads": list(c.reads),
+        "writes": list(c.writes),
+        "n_features": c.n_features,
+        "sparsity": c.sparsity,
+        "skip": c.skip,
+        "base_models": [base.to_dict() for base in dictionary.base_models],
+        "measured_with": None if measured_with is None else [base.to_dict() for base in measured_with],
+        "tokens": c.tokens,
+        "training_tokens": rows if isinstance(rows, int) and not isinstance(rows, bool) and rows >= 0 else None,
+        "training_data": data_name if isinstance(data_name, str) else None,
+    }
+
+
+def _sha256(dictionary: Dictionary) -> str | None:
+    """Of the model.safetensors that it was loaded from; None where it is not from a folder of ours."""
+    if dictionary.source is None or "imported" in dictionary.statistics:
+        return None
+    path = dictionary.source.file(WEIGHTS)
+    if path is None:
+        return None
+    name = Path(path).resolve().name  # the Hub's cache names such files by it
+    if re.fullmatch("[0-9a-f]{64}", name):
+        return name
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
