@@ -172,6 +172,7 @@ class Reply:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     cut: int | None = None  # the connection breaks after so many bytes of the body
+    short: int | None = None  # the body is only so many bytes
 
 
 class Refusal(Exception):
@@ -643,6 +644,7 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"Content-Type": "text/plain; charset=utf-8", **reply.headers}
         if not isinstance(data, bytes):
             data, headers["Content-Type"] = json.dumps(data, default=str).encode(), "application/json"
+        data = data[: reply.short]
         self.send_response(reply.status)
         for name, value in {**headers, "Content-Length": str(len(data)), "Connection": "close"}.items():
             self.send_header(name, value)
@@ -677,7 +679,7 @@ class HubServer:
         self.lfs: dict[str, bytes] = {}  # objects by sha256
         self.collections: dict[str, Collection] = {}  # by id
         self.requests: list[Request] = []
-        self._faults: list[dict[str, Any]] = []
+        self.faults: list[dict[str, Any]] = []
         self._lock = threading.RLock()
 
     def __enter__(self) -> HubServer:
@@ -724,7 +726,10 @@ class HubServer:
             repo.gated = repo.gated if gated is None else gated
             base = repo.find(revision) or repo.refs["refs/heads/main"]
             changed = {p: File(d, is_lfs(p, d[:512], len(d))) for p, d in files.items() if d is not None}
-            self.lfs.update({file.sha256: file.data for file in changed.values() if file.lfs})
+            for file in changed.values():
+                if file.lfs:
+                    self.lfs[file.sha256] = file.data
+                    file.xet = self.xet.name_of(file.sha256) if self.xet else None
             kept = {path: file for path, file in base.files.items() if files.get(path, b"") is not None}
             ref = revision if revision.startswith("refs/") else f"refs/heads/{revision}"
             return repo.commit(ref, base, {**kept, **changed}, message, "", repo.id.split("/")[0]).oid
@@ -770,11 +775,11 @@ class HubServer:
         how: dict[str, Any] = {"drop": drop, "cut": cut, "short": short}
         if not drop and cut is None and short is None:
             how = {"status": status, "headers": headers}
-        self._faults.append({"pattern": pattern, "times": times, **how})
+        self.faults.append({"pattern": pattern, "times": times, **how})
 
     def meanwhile(self, pattern: str, action: Callable[[], object]) -> None:
         """Do something just before the next request whose "METHOD /path?query" matches is handled."""
-        self._faults.append({"pattern": pattern, "times": 1, "action": action})
+        self.faults.append({"pattern": pattern, "times": 1, "action": action})
 
     def seen(self, pattern: str) -> list[Request]:
         return [request for request in self.requests if re.search(pattern, f"{request.method} {request.path}")]
@@ -782,7 +787,7 @@ class HubServer:
     def handle(self, origin: str, method: str, target: str, headers: Message, body: bytes) -> Reply | None:
         url, auth = urlsplit(target), headers.get("Authorization")
         with self._lock:
-            fault = next((f for f in self._faults if f["times"] and re.search(f["pattern"], f"{method} {target}")), {})
+            fault = next((f for f in self.faults if f["times"] and re.search(f["pattern"], f"{method} {target}")), {})
             drop = fault.get("drop", False)
             try:
                 if fault:
@@ -792,9 +797,7 @@ class HubServer:
                 if "status" in fault:
                     raise Refusal(fault["status"], "injected fault", headers=fault["headers"])
                 reply = self._route(origin, method, url.path, parse_qs(url.query), headers, body)
-                reply.cut = fault.get("cut")
-                if fault.get("short") is not None:
-                    reply.body = reply.body[: fault["short"]]
+                reply.cut, reply.short = fault.get("cut"), fault.get("short")
             except Refusal as refusal:
                 reply = refusal.reply
             except Exception:  # a fault of this file: a status that the client does not retry
