@@ -23,21 +23,37 @@ CARD_METRICS = {
     "dead_share": "Features never active on held-out tokens (share)",
 }
 PICTURES = ("density", "training", "l0", "sites", "models")
+_ARXIV = "https://arxiv.org/abs/"
 _PAPERS = {
-    "topk": "TopK: Gao et al., Scaling and evaluating sparse autoencoders, arXiv 2406.04093",
-    "batchtopk": "BatchTopK: Bussmann, Leask and Nanda, BatchTopK Sparse Autoencoders, arXiv 2412.06410",
-    "jumprelu": "JumpReLU: Rajamanoharan et al., Jumping Ahead, arXiv 2407.14435",
-    "gated": "Gated: Rajamanoharan et al., Improving Dictionary Learning with Gated SAEs, arXiv 2404.16014",
-    "relu": "ReLU and L1: Bricken et al., Towards Monosemanticity, transformer-circuits.pub 2023",
-    "transcoder": "Transcoders: Dunefsky, Chlenski and Nanda, Transcoders Find Interpretable LLM Feature Circuits, "
-    "arXiv 2406.11944",
-    "skip": "Skip transcoders: Paulo, Shabalin and Belrose, Transcoders Beat Sparse Autoencoders for Interpretability, "
-    "arXiv 2501.18823",
-    "crosscoder": "Crosscoders: Lindsey et al., Sparse Crosscoders, transformer-circuits.pub 2024",
+    "topk": ("TopK", "Gao et al., Scaling and evaluating sparse autoencoders", _ARXIV + "2406.04093"),
+    "batchtopk": ("BatchTopK", "Bussmann, Leask and Nanda, BatchTopK Sparse Autoencoders", _ARXIV + "2412.06410"),
+    "jumprelu": ("JumpReLU", "Rajamanoharan et al., Jumping Ahead", _ARXIV + "2407.14435"),
+    "gated": ("Gated", "Rajamanoharan et al., Improving Dictionary Learning with Gated SAEs", _ARXIV + "2404.16014"),
+    "relu": (
+        "ReLU and L1",
+        "Bricken et al., Towards Monosemanticity",
+        "https://transformer-circuits.pub/2023/monosemantic-features",
+    ),
+    "transcoder": (
+        "Transcoders",
+        "Dunefsky, Chlenski and Nanda, Transcoders Find Interpretable LLM Feature Circuits",
+        _ARXIV + "2406.11944",
+    ),
+    "skip": (
+        "Skip transcoders",
+        "Paulo, Shabalin and Belrose, Transcoders Beat Sparse Autoencoders for Interpretability",
+        _ARXIV + "2501.18823",
+    ),
+    "crosscoder": (
+        "Crosscoders",
+        "Lindsey et al., Sparse Crosscoders",
+        "https://transformer-circuits.pub/2024/crosscoders",
+    ),
 }
 _DATASET = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _RECIPES = {recipe.kind: recipe for recipe in (SAEConfig, TranscoderConfig, CrosscoderConfig)}
 _LONGEST_LOG = 100_000
+_FEWEST = 3  # bars that say more than two numbers in the text
 
 
 def metadata(
@@ -47,10 +63,15 @@ def metadata(
     found: dict[str, Any] = {"tags": [*tags, {"sae": "sparse-autoencoder"}.get(kind, kind), rule]}
     if bases:
         found |= {"base_model": bases[0] if len(bases) == 1 else list(bases), "base_model_relation": "adapter"}
-    names = [part.get("data", {}).get("dataset") for part in (statistics, metrics)]
-    if ids := [name for name in dict.fromkeys(names) if isinstance(name, str) and _DATASET.fullmatch(name)]:
+    if ids := _datasets(statistics, metrics):
         found["datasets"] = ids
     return found
+
+
+def _datasets(*parts: Mapping) -> list[str]:
+    """The names of data sets that can be ids of the Hub."""
+    names = [part.get("data", {}).get(key) for part in parts for key in ("dataset", "name")]
+    return [name for name in dict.fromkeys(n for n in names if isinstance(n, str)) if _DATASET.fullmatch(name)]
 
 
 def results(metrics: Mapping) -> list[EvalResult]:
@@ -64,7 +85,7 @@ def results(metrics: Mapping) -> list[EvalResult]:
             dataset_name=data.get("name") or "held-out texts",
             metric_type=name,
             metric_name=label,
-            metric_value=float(metrics[name]),
+            metric_value=float(f"{metrics[name]:.6g}"),
         )
         for name, label in CARD_METRICS.items()
         if metrics.get(name) is not None
@@ -74,27 +95,36 @@ def results(metrics: Mapping) -> list[EvalResult]:
 def values(kind: str, rule: str, skip: bool, statistics: Mapping) -> dict[str, Any]:
     """What the template needs beside config, statistics and metrics.
 
-    settings: of the training, as (name, value, whether it is not the default), those first.
+    settings: of the training, each with its default, and whether another value was chosen. duration: of the training.
     """
     licence, made_by = statistics.get("licence"), (rule, kind, *(["skip"] if skip else []))
     return {
         "papers": [_PAPERS[name] for name in made_by if name in _PAPERS],
         "licence": licence if licences.is_licence(licence) else None,
         "settings": _settings(kind, _dict(statistics.get("recipe"))),
+        "duration": _duration(_number(statistics.get("seconds"))),
+        "datasets": _datasets(statistics),
         "examples": [],
         "features": None,
     }
 
 
-def _settings(kind: str, recipe: Mapping) -> list[tuple[str, Any, bool]]:
+def _settings(kind: str, recipe: Mapping) -> list[dict[str, Any]]:
     """Lists and tuples are the same: a recipe that was read again says what the first one said."""
     default = _RECIPES[kind].defaults()
-    plain = {str(name): [*value] if isinstance(value, tuple) else value for name, value in recipe.items()}
-    missing = object()
-    changed = {name for name, value in plain.items() if value != default.get(name, missing)}
+    plain = {str(name): [*value] if isinstance(value, tuple) else value for name, value in sorted(recipe.items())}
     return [
-        (name, plain[name], name in changed) for name in sorted(plain, key=lambda name: (name not in changed, name))
+        {"name": name, "value": value, "default": default.get(name, "-"), "chosen": value != default.get(name, "-")}
+        for name, value in plain.items()
     ]
+
+
+def _duration(seconds: float | None) -> str:
+    """`12 s`, `3.5 min`, `7.2 h`."""
+    if seconds is None or seconds < 0:
+        return "a time that was not recorded"
+    size, unit = next(one for one in ((3600, "h"), (60, "min"), (0, "s")) if seconds >= 2 * one[0])
+    return f"{seconds / (size or 1):.3g} {unit}" if unit != "s" else f"{seconds:.0f} s"
 
 
 def pictures(writes: Sequence[str], n_features: int, statistics: Mapping, metrics: Mapping) -> dict[str, Picture]:
@@ -195,7 +225,7 @@ def _l0(statistics: Mapping) -> Picture | None:
 def _sites(writes: Sequence[str], metrics: Mapping) -> Picture | None:
     given = _dict(metrics.get("fvu_per_site"))
     fvu = {site: value for site in writes if (value := _number(given.get(site))) is not None and 0 <= value < 1e6}
-    if len(writes) < 2 or len(fvu) < len(writes) or len(fvu) > charts.MOST_ROWS:
+    if len(writes) < _FEWEST or len(fvu) < len(writes) or len(fvu) > charts.MOST_ROWS:
         return None
     best, worst = min(fvu, key=lambda site: fvu[site]), max(fvu, key=lambda site: fvu[site])
     return charts.bars(
@@ -210,7 +240,7 @@ def _sites(writes: Sequence[str], metrics: Mapping) -> Picture | None:
 
 def _models(metrics: Mapping) -> Picture | None:
     given = _numbers(metrics.get("ce_recovered_per_model"), 10)
-    if given is None or len(given) < 2 or max(map(abs, given)) > 10:
+    if given is None or len(given) < _FEWEST or max(map(abs, given)) > 10:
         return None
     return charts.bars(
         [f"model {number}" for number in range(len(given))],

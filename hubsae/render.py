@@ -24,7 +24,7 @@ def fill(template: str, values: dict) -> str:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters.update(md=escape, number=number, percent=percent, code=code, zip=zip)
+    environment.filters.update(md=escape, number=number, percent=percent, code=code, tex=tex, zip=zip)
     text = environment.from_string(source).render(**values)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
@@ -44,6 +44,12 @@ def code(text: object) -> str:
     fence = "`" * (longest + 1)
     pad = " " if shown[:1] in ("`", " ") or shown[-1:] in ("`", " ") else ""
     return f"{fence}{pad}{shown}{pad}{fence}"
+
+
+def tex(text: object) -> str:
+    """Text inside a BibTeX entry in a code block: letters, digits and a few marks, without what TeX would act on."""
+    shown = re.sub(r"[^A-Za-z0-9 .,:;/_+()-]", "", str(text))
+    return shown.replace("_", r"\_")
 
 
 def number(value: float | int | None, digits: int = 4) -> str:

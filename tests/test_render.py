@@ -71,7 +71,7 @@ def test_tags_of_people_stay_and_ours_are_renewed():
 
 def test_every_value_of_the_card_template_goes_through_a_filter():
     source = (Path(__file__).parent.parent / "cards" / "dictionary.md").read_text()
-    safe = ("md", "code", "number", "percent", "percent(2)", "tojson", "urlencode")
+    safe = ("md", "code", "number", "number(3)", "percent", "percent(2)", "tojson", "urlencode", "tex")
     own = (
         '"',
         "interval(",
@@ -82,7 +82,7 @@ def test_every_value_of_the_card_template_goes_through_a_filter():
         "config.n_features }",
         "config.d_out }",
     )
-    own += ("variable", "name_of(", "names(", 'one.tokens | map("code")')
+    own += ("picture(", "loaded(", "variable", "name_of(", "names(", 'one.tokens | map("code")')
     for expression in re.findall(r"{{ (.*?}})", source):
         last = expression.removesuffix(" }}").split("| ")[-1]
         assert last in safe or expression.startswith(own), expression
