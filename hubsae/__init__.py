@@ -13,7 +13,7 @@ backend.prepare()  # before anything imports mlx.core
 if TYPE_CHECKING:
     from hubsae.align_config import AlignConfig
     from hubsae.anchors import AnchorConfig
-    from hubsae.api import SAE, Crosscoder, InterpretableModel, SAETrainer, Transcoder, load_sae, train_crosscoder
+    from hubsae.api import SAE, Crosscoder, InterpretableModel, SAETrainer, Transcoder, train_crosscoder
     from hubsae.causal import CausalConfig
     from hubsae.circuits import Circuit, find_feature_circuits
     from hubsae.comparing import compare, load_report
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hubsae.formats.reading import list_dictionaries
     from hubsae.formats.writing import export_transcoder_set
     from hubsae.labelers import EndpointLabeler
+    from hubsae.loading import load_sae
     from hubsae.metric_report import Report
     from hubsae.recipe import CrosscoderConfig, SAEConfig, TranscoderConfig
     from hubsae.sites import Site
@@ -71,7 +72,7 @@ _HOMES = {
     "load_alignment": "two_models",
     "load_report": "comparing",
     "list_dictionaries": "formats.reading",
-    "load_sae": "api",
+    "load_sae": "loading",
     "train_crosscoder": "api",
     "verify": "two_models",
 }

@@ -1,8 +1,7 @@
-"""What a user holds: `InterpretableModel`, the three kinds of dictionary, `SAETrainer`, and `load_sae`."""
+"""What a user holds: `InterpretableModel`, the three kinds of dictionary, and `SAETrainer`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,11 @@ from hubsae.dashboard.methods import WithDashboard
 from hubsae.diffing import LatentScaling
 from hubsae.errors import ConfigError, SiteError
 from hubsae.evaluate import Evaluation
+from hubsae.fingerprint import measured
 from hubsae.fit import Run, fit, swept, wanted
-from hubsae.formats.imported import Given
-from hubsae.formats.reading import load_dictionary
 from hubsae.formats.writing import EXPORTS, export, export_features, exported, write_export
-from hubsae.identity import Check, Compared, Difference, check_policy
+from hubsae.identity import BaseModel, Check, Compared, Difference
 from hubsae.lm import LanguageModel
-from hubsae.norms import norm_before
 from hubsae.recipe import CrosscoderConfig, SAEConfig, TranscoderConfig
 from hubsae.report import ReportTo
 from hubsae.settings import as_type
@@ -46,14 +43,14 @@ class BoundDictionary(WithDashboard):
         Raises `CompatibilityError` as `check` says, and stays unbound then.
         """
         models = as_models(model)
-        differences = self.check([m.identity for m in models], self._widths(models), check)
+        differences = self._judged(models, check)
         self.models = models
         return differences
 
     def compared_with(self, model: Any) -> list[Compared]:
         """Every field by which `model` (or several) is compared with what was recorded, with its verdict."""
         models = as_models(model)
-        return self.compared([m.identity for m in models], self._widths(models))
+        return self.compared(self._measured(models), self._widths(models))
 
     def is_compatible(self, model: Any, layer: int | None = None, component: str | None = None) -> bool:
         """Whether it fits the model's structure (and reads at that layer and component, where they are given)."""
@@ -80,8 +77,20 @@ class BoundDictionary(WithDashboard):
         if model is None:
             return self.models
         models = as_models(model)
-        self.check([m.identity for m in models], self._widths(models))
+        self._judged(models)
         return models
+
+    def _judged(self, models: Sequence[LanguageModel], check: Check = "warn") -> list[Difference]:
+        """As `check`; only where files leave a doubt, what the models do with a fixed text is measured too."""
+        identities, widths = [m.identity for m in models], self._widths(models)
+        found = {difference.severity for difference in self.compare(identities, widths)}
+        doubtful = "warning" in found and "error" not in found
+        return self.check(self._measured(models) if doubtful else identities, widths, check)
+
+    def _measured(self, models: Sequence[LanguageModel]) -> list[BaseModel]:
+        if len(models) != len(self.base_models):
+            return [model.identity for model in models]
+        return [measured(recorded, model) for recorded, model in zip(self.base_models, models, strict=True)]
 
     def export(self, folder: str | Path, to: str = "saelens") -> Path:
         """Write it as another library loads it, `"saelens"` or `"sparsify"`; returns the folder.
@@ -135,9 +144,6 @@ class Crosscoder(BoundDictionary):
         return diffing.latent_scaling(self, self._bound(model), texts, max_rows=max_rows)
 
 
-_KINDS: dict[str, type[BoundDictionary]] = {"sae": SAE, "transcoder": Transcoder, "crosscoder": Crosscoder}
-
-
 def as_model(source: Any) -> LanguageModel:
     """An `InterpretableModel` from itself, a repository id, a folder or a (model, tokenizer) pair."""
     return source if isinstance(source, LanguageModel) else InterpretableModel(source)
@@ -147,43 +153,6 @@ def as_models(source: Any) -> tuple[LanguageModel, ...]:
     """One model or a list of them, each as `as_model` takes it."""
     several = isinstance(source, tuple) and all(isinstance(s, LanguageModel | str | Path) for s in source)
     return tuple(map(as_model, source)) if several or isinstance(source, list) else (as_model(source),)
-
-
-def load_sae(
-    source: str | Path,
-    model: Any = None,
-    *,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    check: Check = "warn",
-    reads: Any = None,
-    writes: Any = None,
-    k: int | None = None,
-    input_scales: Any = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-) -> Any:
-    """The `SAE`, `Transcoder` or `Crosscoder` of a folder, file or Hub repository, compared with `model` if given.
-
-    Ours, or another library's by what is in the folder (SAELens, Gemma Scope, sparsify, dictionary_learning, ...): it
-    is brought to raw activations exactly, or refused with the reason. subfolder names one of several
-    (`list_dictionaries`). What foreign files leave out can be said: reads and writes (sites), k of a TopK,
-    input_scales (by which each site's rows are multiplied before encoding).
-
-    A structure that does not fit raises `CompatibilityError`; other weights, tokenizer, quantisation or repository than
-    recorded warn (`check="strict"` raises, `"ignore"` does neither). What reads several models takes a list of them.
-    """
-    check_policy(check)
-    models = () if model is None else as_models(model)
-    said = Given.of(reads, writes, k, input_scales, models[0].model_type if models else None)
-    access: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    norm_of = partial(norm_before, models[0]) if models else None
-    found = load_dictionary(source, said, norm_of=norm_of, revision=revision, subfolder=subfolder, **access)
-    dictionary = _KINDS[found.config.kind].taken_from(found)
-    if models:
-        dictionary.bind(list(models), check)
-    return dictionary
 
 
 class InterpretableModel(LanguageModel):

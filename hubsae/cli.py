@@ -247,7 +247,14 @@ def _show(options: argparse.Namespace) -> None:
         for difference in differences:
             print(f"  {difference.severity:8} {difference}")
         worst = differences[0].severity if differences else "silent"
-        print({"error": "it does not fit", "warning": "it fits, with doubts", "silent": "it fits"}[worst])
+        print(
+            {
+                "error": "it does not fit",
+                "warning": "it fits, with doubts",
+                "equivalent": "it fits",
+                "silent": "it fits",
+            }[worst]
+        )
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -263,6 +270,8 @@ def _check(options: argparse.Namespace) -> None:
         raise CompatibilityError("it does not fit this model")
     if "warning" in verdicts:
         print("it fits, with doubts")
+    elif "equivalent" in verdicts:
+        print("it fits: other files, and the same to the dictionary within rounding")
     else:
         print("nothing known speaks against it" if "unknown" in verdicts else "it fits")
 

@@ -15,6 +15,7 @@ from hubsae.dataset import ActivationDataset
 from hubsae.dictionary import DictionaryConfig
 from hubsae.distributed import ranks
 from hubsae.errors import ConfigError, DataError, warn
+from hubsae.fingerprint import of_sites, recorded
 from hubsae.hub import check_target
 from hubsae.hub_client import library_version
 from hubsae.lm import LanguageModel
@@ -116,7 +117,10 @@ def fit(
         found = train_jobs(jobs, rows, kinds=[kind] * len(jobs), progress=report, checkpoints=checkpoints)
     name = run.dataset_name or _dataset_name(dataset)
     curated = {"curation": asdict(data.curation)} if data.curation else {}
+    bases = recorded(models, data.sites)
     for dictionary, w, target in zip(found, all_wanted, targets, strict=True):
+        known = tuple(of_sites(base, _of_model(w, number)).to_dict() for number, base in enumerate(bases))
+        dictionary.config = replace(dictionary.config, base_models=known)
         dictionary.statistics |= {
             "recipe": asdict(w.config),
             "data": {"name": name, "epochs": w.config.num_epochs, **data.describe(), **curated},
@@ -129,6 +133,10 @@ def fit(
         if judged and target is not None and first:
             dictionary.save(target)
     return found
+
+
+def _of_model(w: Wanted, number: int) -> list[Site]:
+    return [site for site in (*w.reads, *w.writes) if site.model == number]
 
 
 def _targets(all_wanted: Sequence[Wanted], run: Run) -> list[Path | None]:

@@ -3,18 +3,19 @@
 import functools
 import hashlib
 import logging
+import math
 import os
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from hubsae.errors import CompatibilityError, ConfigError, warn
 
 logger = logging.getLogger(__name__)
 
 Check = Literal["warn", "strict", "ignore"]
-Severity = Literal["error", "warning", "silent"]
+Severity = Literal["error", "warning", "equivalent", "silent"]
 SEVERITIES: tuple[str, ...] = get_args(Severity)  # worst first
 
 _TOKENIZER_FILES = frozenset(
@@ -30,12 +31,69 @@ _TOKENIZER_FILES = frozenset(
         "vocab.txt",
     }
 )
+SIGNS = 16  # projections of a fingerprint
+SAME_WITHIN = (
+    0.03  # of fingerprints: rounding weights to bf16 gives up to 0.023, 8 bits 0.013, 6 bits 0.03, 4 bits 0.14
+)
+_MOST_TOKENS = 256
 _STRUCTURE = {
     "model_type": "architecture",
     "hidden_size": "residual width",
     "n_layers": "number of layers",
     "vocab_size": "vocabulary size",
 }
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a model does with a fixed text, see `fingerprint.fingerprint`: `tokens` were run, `own_tokens` are its own.
+
+    sites: of each, `norm` and `projected`.
+    """
+
+    tokens: list[int]
+    own_tokens: list[int]
+    sites: dict[str, dict[str, Any]]
+
+    @classmethod
+    def from_dict(cls, data: dict) -> "Fingerprint":
+        """From a config's entry; `ConfigError` for what is none."""
+        tokens, own, sites = (data.get(key) for key in ("tokens", "own_tokens", "sites"))
+        ids = (isinstance(t, list) and 1 < len(t) <= _MOST_TOKENS and all(map(_is_id, t)) for t in (tokens, own))
+        if not all(ids) or not isinstance(sites, dict) or not sites or not all(map(_is_mark, sites.values())):
+            raise ConfigError(
+                f"base_model, fingerprint: expected tokens, own_tokens and sites with {SIGNS} numbers each"
+            )
+        return cls(cast(list, tokens), cast(list, own), sites)
+
+    def difference(self, other: "Fingerprint") -> float | None:
+        """The estimated relative difference between the activations, 0 to about 1.4; None where nothing is comparable.
+
+        Of several sites the largest; norms that differ count as much as directions.
+        """
+        shared = self.sites.keys() & other.sites.keys()
+        if self.tokens != other.tokens or not shared:
+            return None
+        return max(_apart(self.sites[site], other.sites[site]) for site in shared)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
+
+
+def _is_mark(mark: Any) -> bool:
+    numbers = [mark.get("norm"), *mark["projected"]] if isinstance(mark, dict) and _is_list(mark) else []
+    return bool(numbers) and all(isinstance(n, int | float) and math.isfinite(n) for n in numbers) and numbers[0] >= 0
+
+
+def _is_list(mark: dict) -> bool:
+    return isinstance(mark.get("projected"), list) and len(mark["projected"]) == SIGNS
+
+
+def _apart(a: dict[str, Any], b: dict[str, Any]) -> float:
+    squares = [(x - y) ** 2 for x, y in zip(a["projected"], b["projected"], strict=True)]
+    norms = abs(a["norm"] - b["norm"]) / max(a["norm"], b["norm"], 1e-30)
+    return max(math.sqrt(sum(squares) / len(squares)), norms)
 
 
 @dataclass(frozen=True)
@@ -59,6 +117,7 @@ class BaseModel:
     dtype: str | None = None
     files: dict[str, list[str]] = field(default_factory=dict)
     random_seed: int | None = None
+    fingerprint: Fingerprint | None = field(default=None, compare=False)
 
     @classmethod
     def from_dict(cls, data: dict | None) -> "BaseModel":
@@ -66,16 +125,19 @@ class BaseModel:
         known = {f.name: f.type for f in fields(cls)}
         found = {key: value for key, value in (data or {}).items() if key in known and value is not None}
         for key, value in found.items():
-            kind = dict if key in ("files", "quantization") else int if known[key] == int | None else str
+            kind = dict if key in ("files", "quantization", "fingerprint") else int if known[key] == int | None else str
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise ConfigError(f"base_model, {key}: expected {kind.__name__}, found {type(value).__name__}")
         for name, ids in found.get("files", {}).items():
             if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):
                 raise ConfigError(f"base_model, files, {str(name)[:80]}: expected a list of file ids")
+        if "fingerprint" in found:
+            found["fingerprint"] = Fingerprint.from_dict(found["fingerprint"])
         return cls(**found)
 
     def to_dict(self) -> dict:
-        return asdict(self)
+        data = asdict(self)
+        return data if self.fingerprint else {key: value for key, value in data.items() if key != "fingerprint"}
 
     @property
     def label(self) -> str:
@@ -125,6 +187,29 @@ def compared(recorded: BaseModel, found: BaseModel) -> list[Compared]:
     if not (recorded.files and found.files):
         a, b = ("file ids" if m.files else "no file ids" for m in (recorded, found))
         out.append(Compared("files", a, b, "silent"))
+    return _as_it_behaves(out, recorded.fingerprint, found.fingerprint)
+
+
+def _as_it_behaves(fields: list[Compared], recorded: Fingerprint | None, found: Fingerprint | None) -> list[Compared]:
+    """The fields with what both models do with the fixed text: what differs in files alone is equivalent then."""
+    apart = recorded.difference(found) if recorded and found else None
+    if apart is None or recorded is None or found is None:
+        return fields
+    agree = apart <= SAME_WITHIN
+    same_tokens = recorded.own_tokens == found.own_tokens
+    out = []
+    for one in fields:
+        settled = same_tokens if one.field.startswith("tokenizer, ") else agree
+        out.append(replace(one, verdict="equivalent") if settled and one.verdict == "warning" else one)
+    of, there = "of a fixed text", "" if same_tokens else "other "
+    away = f"{100 * apart:.2g} % away from them"
+    out.append(
+        Compared(
+            f"activations {of}", f"those of {', '.join(list(recorded.sites)[:4])}", away, "same" if agree else "warning"
+        )
+    )
+    a, b = f"{len(recorded.own_tokens)} tokens", f"{len(found.own_tokens)} {there}tokens"
+    out.append(Compared(f"tokens {of}", a, b, "same" if same_tokens else "warning"))
     return out
 
 
@@ -204,13 +289,16 @@ def judge(differences: list[Difference], check: Check, what: str) -> list[Differ
     """Raise, warn or log as `check` says; returns the differences.
 
     Structure that differs raises `CompatibilityError`; other weights, tokenizer, quantisation or repository warn, and
-    raise under `check="strict"`; another commit with the same files is only logged. `"ignore"` never raises.
+    raise under `check="strict"`, even where the models are equivalent: where they give the same activations and tokens
+    of a fixed text within what rounding to bf16 does (`SAME_WITHIN`), which is only logged otherwise, as is another
+    commit with the same files. `"ignore"` never raises.
     """
     check_policy(check)
     logger.info("%s: %s", what, "; ".join(map(str, differences)) or "no difference to the recorded base model")
     if check == "ignore":
         return differences
-    bad = [d for d in differences if d.severity == "error" or (d.severity == "warning" and check == "strict")]
+    refused = ("error", "warning", "equivalent") if check == "strict" else ("error",)
+    bad = [d for d in differences if d.severity in refused]
     if bad:
         raise CompatibilityError(
             f"{what} was made for another model than the one at hand: {'; '.join(map(str, bad))}. "

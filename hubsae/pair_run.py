@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from hubsae.alignment import StoredAlignment
-from hubsae.api import SAE, load_sae
+from hubsae.api import SAE
 from hubsae.causal import CausalConfig
 from hubsae.errors import ConfigError, DataError
 from hubsae.frames import Frame
 from hubsae.interventions import Intervention, steer_both
 from hubsae.lm import LanguageModel
+from hubsae.loading import load_sae
 from hubsae.pair_config import PairRun, Side, pair_name
 from hubsae.store import ALIGNMENT, CONFIG
 from hubsae.tables import Table

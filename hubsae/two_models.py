@@ -10,7 +10,7 @@ import numpy as np
 from hubsae import aligning, causal, chains, transfer
 from hubsae.align_config import AlignConfig
 from hubsae.alignment import StoredAlignment
-from hubsae.api import BoundDictionary, as_model, load_sae
+from hubsae.api import BoundDictionary, as_model
 from hubsae.causal import CausalConfig
 from hubsae.chains import Chain, Cycle
 from hubsae.dashboard.build import Dashboard
@@ -19,6 +19,7 @@ from hubsae.dictionary import Dictionary
 from hubsae.errors import ConfigError, DataError, HubsaeError, warn
 from hubsae.frames import Frame, stacked
 from hubsae.identity import BaseModel, Check, compare
+from hubsae.loading import load_sae
 from hubsae.pair_tables import COLUMNS, kinds
 from hubsae.sites import Site
 from hubsae.sparse import as_numpy

@@ -235,6 +235,8 @@ def test_a_dictionary_is_checked_against_a_base_model_that_changes(alice, demo_f
 
     weights = demo_folder.joinpath("model.safetensors").read_bytes()
     alice.put(BASE, {"model.safetensors": weights[:-2] + b"\x01\x01"})
+    assert load_sae(REPO, model=InterpretableModel(BASE)).models  # other bytes, and the same activations
+    alice.put(BASE, {"model.safetensors": weights[:-(1 << 19)] + bytes(1 << 19)})
     changed = InterpretableModel(BASE)
     with pytest.warns(HubsaeWarning, match=r"weights, model\.safetensors"):
         load_sae(REPO, model=changed)

@@ -47,7 +47,7 @@ formats.writing
 taps
 lm_files probe
 lm
-anchors norms
+anchors norms fingerprint
 activation_cache
 activations
 checkpoint
@@ -80,6 +80,7 @@ dashboard.build
 dashboard.live dashboard.server dashboard.space
 dashboard.methods
 api
+loading
 two_models metric_report
 comparing
 pair_plots interventions
