@@ -8,9 +8,12 @@ from typing import Any, ClassVar, NamedTuple, Self
 import mlx.core as mx
 import numpy as np
 
+from hubsae import charts, licences, sparsity
 from hubsae.align_config import AlignConfig
 from hubsae.alignment_config import AlignmentConfig
+from hubsae.axes import Axis
 from hubsae.causal import CAUSAL_MEASURES, CONTROLS
+from hubsae.charts import Picture
 from hubsae.dictionary import Dictionary
 from hubsae.errors import ArtifactError, CompatibilityError, ConfigError, DataError
 from hubsae.frames import Frame, read_frame
@@ -26,6 +29,11 @@ from hubsae.survey import same_marks
 
 _MISSING_NULLS = ("corr_docshift_q99", "corr_withinword_q99", "p", "q_bh")
 
+_SCORES = {
+    "corr_eval": "the pairs",
+    "corr_docshift_q99": "99 % of moved rows stay below",
+    "corr_withinword_q99": "99 % of shuffles within words stay below",
+}
 _PAIRS_SHOWN = ("feature_a", "feature_b", "corr_eval", "corr_eval_lo", "corr_eval_hi", "cos_map", "mutual", "q_bh")
 
 
@@ -51,6 +59,7 @@ class StoredAlignment(Artifact, tags=["mechanistic-interpretability", "hubsae-al
     arrays_file: ClassVar[str | None] = MAP
     tables: ClassVar[tuple[str, ...]] = tuple(f"{name}.parquet" for name in TABLES)
     card_template: ClassVar[str] = "alignment.md"
+    pictures: ClassVar[tuple[str, ...]] = ("pairs",)
     config: AlignmentConfig
 
     def __init__(
@@ -286,13 +295,16 @@ class StoredAlignment(Artifact, tags=["mechanistic-interpretability", "hubsae-al
             if name in self.frames
         ]
         a, b = (f"{side['site']} of {BaseModel.from_dict(side['base_model']).label}" for side in self.sides)
-        return {"tags": tags, "configs": configs, "pretty_name": f"Pairs of features: {a} and {b}"}
+        name, size = f"Pairs of features: {a} and {b}", _size_category(len(self.frames["pairs"]))
+        return {"tags": tags, "configs": configs, "pretty_name": name, "size_categories": [size]}
 
     def card_values(self) -> dict:
         self.check_nulls()
-        table = self.frames["metrics"]
+        table, licence = self.frames["metrics"], self.statistics.get("licence")
         return {
             "sides": self.sides,
+            "rules": [sparsity.from_dict(side["sparsity"]) for side in self.sides],
+            "licence": licence if licences.is_licence(licence) else None,
             "bases": [BaseModel.from_dict(side["base_model"]) for side in self.sides],
             "settings": self.settings,
             "pairs": [self.pairs.row(i) for i in range(min(10, len(self.pairs)))],
@@ -308,9 +320,46 @@ class StoredAlignment(Artifact, tags=["mechanistic-interpretability", "hubsae-al
             "columns": {name: COLUMNS[kind] for name, kind in TABLES.items() if name in self.frames},
         }
 
+    def card_pictures(self) -> dict[str, Picture]:
+        picture = _scores(self.pairs, self.config.thresholds.get("correlation"))
+        return {"pairs": picture} if picture else {}
+
     def __iter__(self) -> Iterator[Pair]:
         """The confirmed pairs."""
         return _each(self.pairs)
+
+
+def _size_category(n_rows: int) -> str:
+    """The Hub's words for the number of rows of a data set."""
+    names = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")
+    return names[min(len(names) - 1, max(0, len(str(n_rows)) - 3))]
+
+
+def _scores(pairs: Frame, threshold: Any) -> Picture | None:
+    """How the pairs' held-out correlations lie beside what 99 % of their two nulls stay below; None where correlations
+    are none."""
+    known = {name: pairs[name][np.isfinite(pairs[name])] for name in _SCORES}
+    every = np.concatenate([*known.values()])
+    if not len(known["corr_eval"]) or np.abs(every).max() > 1 + 1e-5:
+        return None
+    edges = np.arange(-20 if every.min() < -0.05 else 0, 21) / 20
+    counts = {text: np.histogram(known[name].clip(edges[0], 1), edges)[0] for name, text in _SCORES.items()}
+    both = np.isfinite(pairs["corr_withinword_q99"]) & np.isfinite(pairs["corr_eval"])
+    above = np.mean(pairs["corr_eval"][both] > pairs["corr_withinword_q99"][both])
+    many = "pair" if len(pairs) == 1 else "pairs"
+    finding = f"{len(pairs):,} confirmed {many}, {100 * above:.0f} % above 99 % of the shuffles within words"
+    half, shifted = np.median(known["corr_eval"]), np.median(known["corr_docshift_q99"])
+    marks = {"threshold": threshold} if isinstance(threshold, int | float) and 0 < threshold < 1 else {}
+    return charts.histogram(
+        edges,
+        counts,
+        x=Axis("correlation of activations at held-out anchors", low=edges[0], high=1),
+        y="confirmed pairs",
+        title=finding,
+        alt=f"{finding}: half of the pairs have a held-out correlation above {half:.2f}, and half of the bounds under "
+        f"which 99 % of moved rows stay lie above {shifted:.2f}.",
+        marks=marks,
+    )
 
 
 def _each(pairs: Frame) -> Iterator[Pair]:

@@ -15,6 +15,8 @@ from hubsae.axes import Axis, numbers, value_text
 from hubsae.drawing import HEIGHT, SMALL, SOFT, Canvas, colour, px, stroke, text_width
 from hubsae.errors import DataError
 
+Numbers = Sequence[float | None] | Sequence[float] | Sequence[int] | np.ndarray
+
 MOST_ROWS = 60
 _MOST_POINTS = 200  # of a scatter, some 50 bytes each
 _POINTS = 1200  # of all lines in one picture, some 12 bytes each
@@ -41,8 +43,8 @@ class Point:
 
 
 def histogram(
-    edges: Sequence[float],
-    series: Mapping[str, Sequence[float]],
+    edges: Numbers,
+    series: Mapping[str, Numbers],
     *,
     x: Axis | str,
     y: Axis | str,
@@ -85,7 +87,7 @@ def histogram(
 
 def bars(
     labels: Sequence[str],
-    series: Mapping[str, Sequence[float | None]],
+    series: Mapping[str, Numbers],
     *,
     x: Axis | str,
     title: str,
@@ -122,7 +124,7 @@ def bars(
 
 
 def lines(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float | None]]],
+    series: Mapping[str, tuple[Numbers, Numbers]],
     *,
     x: Axis | str,
     y: Axis | str,

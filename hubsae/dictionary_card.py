@@ -23,12 +23,11 @@ CARD_METRICS = {
     "dead_share": "Features never active on held-out tokens (share)",
 }
 PICTURES = ("density", "training", "l0", "sites", "models")
-_ARXIV = "https://arxiv.org/abs/"
 _PAPERS = {
-    "topk": ("TopK", "Gao et al., Scaling and evaluating sparse autoencoders", _ARXIV + "2406.04093"),
-    "batchtopk": ("BatchTopK", "Bussmann, Leask and Nanda, BatchTopK Sparse Autoencoders", _ARXIV + "2412.06410"),
-    "jumprelu": ("JumpReLU", "Rajamanoharan et al., Jumping Ahead", _ARXIV + "2407.14435"),
-    "gated": ("Gated", "Rajamanoharan et al., Improving Dictionary Learning with Gated SAEs", _ARXIV + "2404.16014"),
+    "topk": ("TopK", "Gao et al., Scaling and evaluating sparse autoencoders", "arXiv 2406.04093"),
+    "batchtopk": ("BatchTopK", "Bussmann, Leask and Nanda, BatchTopK Sparse Autoencoders", "arXiv 2412.06410"),
+    "jumprelu": ("JumpReLU", "Rajamanoharan et al., Jumping Ahead", "arXiv 2407.14435"),
+    "gated": ("Gated", "Rajamanoharan et al., Improving Dictionary Learning with Gated SAEs", "arXiv 2404.16014"),
     "relu": (
         "ReLU and L1",
         "Bricken et al., Towards Monosemanticity",
@@ -37,12 +36,12 @@ _PAPERS = {
     "transcoder": (
         "Transcoders",
         "Dunefsky, Chlenski and Nanda, Transcoders Find Interpretable LLM Feature Circuits",
-        _ARXIV + "2406.11944",
+        "arXiv 2406.11944",
     ),
     "skip": (
         "Skip transcoders",
         "Paulo, Shabalin and Belrose, Transcoders Beat Sparse Autoencoders for Interpretability",
-        _ARXIV + "2501.18823",
+        "arXiv 2501.18823",
     ),
     "crosscoder": (
         "Crosscoders",

@@ -159,8 +159,8 @@ def test_a_saved_alignment_comes_back_exactly(small, tmp_path, steered):
         with_effects(small)
     small.config = replace(small.config, verified_by=({"n_anchors": 3, "numbers_inside": 0.5},), data="Straße 🗺")
     small.save_pretrained(tmp_path / "x")
-    files = {p.name for p in (tmp_path / "x").iterdir()}
-    assert files == {"alignment.json", "map.safetensors", "metrics.json", "README.md"} | {
+    files = {p.name for p in (tmp_path / "x").rglob("*") if p.is_file()}
+    assert files == {"pairs.svg", "alignment.json", "map.safetensors", "metrics.json", "README.md"} | {
         f"{name}.parquet" for name in TABLES if steered or name != "effects"
     }
     again = load_alignment(tmp_path / "x")
@@ -412,9 +412,9 @@ def test_foreign_text_stays_text_on_the_card(sae, tmp_path):
     found.maps[HOSTILE] = found.maps["procrustes"]
     card = str(found.generate_model_card(repo_id=REPO))
     body = card.split("---\n", 2)[2]
-    code = "".join(re.findall(r"```python\n.*?\n```\n", body, flags=re.DOTALL))
-    rest = re.sub(r"```python\n.*?\n```\n", "", body, flags=re.DOTALL)
-    assert len(re.findall(r"^```", code, flags=re.MULTILINE)) == 4
+    block = re.compile(r"^```(?:python|bibtex)\n.*?\n```\n", flags=re.DOTALL | re.MULTILINE)
+    code, rest = "".join(block.findall(body)), block.sub("", body)
+    assert len(re.findall(r"^```", code, flags=re.MULTILINE)) == 6
     assert len(re.findall(r"^```", rest, flags=re.MULTILINE)) == 0
     for line in code.splitlines():
         assert "onerror" not in line or "\\n\\n```\\n# Mine" in line  # inside of one JSON string
@@ -754,7 +754,9 @@ def test_every_feature_has_a_fate_and_no_dead_or_rare_one_a_partner(real, saes):
 def test_a_real_alignment_comes_back_exactly_and_writes_the_same_files_again(real, bound, tmp_path):
     check_same(real, bound)
     bound.save_pretrained(tmp_path / "again")
-    first, again = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("real", "again"))
+    first, again = (
+        {p.name: p.read_bytes() for p in (tmp_path / n).rglob("*") if p.is_file()} for n in ("real", "again")
+    )
     assert first.keys() == again.keys()
     for name in first.keys() - {"README.md"}:
         assert first[name] == again[name], name
