@@ -11,6 +11,7 @@ from hubsae import evaluate, tokens
 from hubsae.activations import read_chunks, width
 from hubsae.api import BoundDictionary, InterpretableModel, as_models
 from hubsae.errors import ConfigError, SiteError
+from hubsae.frontier import distinct
 from hubsae.identity import BaseModel, Check
 from hubsae.lm import LanguageModel
 from hubsae.metric_report import Report
@@ -223,16 +224,9 @@ def _report(
     else:
         entries = [{**entry, "name": _short_name(d)} for entry, d in zip(entries, found, strict=True)]
     order = sorted(range(len(found)), key=lambda i: sort_key(entries[i], results[i]))
-    ordered: list[dict] = []
-    taken: dict[str, dict] = {}
-    for i in order:
-        name, number = entries[i]["name"], 2
-        while entries[i]["name"] in taken:
-            entries[i] = {**entries[i], "name": f"{name} ({number})"}
-            number += 1
-        taken[entries[i]["name"]] = results[i]
-        ordered.append(entries[i])
-    return Report(ReportConfig(tuple(ordered), data), taken)
+    called = distinct([entries[i]["name"] for i in order])
+    ordered = tuple({**entries[i], "name": name} for i, name in zip(order, called, strict=True))
+    return Report(ReportConfig(ordered, data), {name: results[i] for i, name in zip(order, called, strict=True)})
 
 
 def _short_name(dictionary: BoundDictionary) -> str:

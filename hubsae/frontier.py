@@ -60,21 +60,18 @@ _SAME_LOSS = 1e-5  # relative: other texts differ by more, another order of summ
 class Setting:
     """One language model (or several read together) on some texts, as far as is known: where numbers come from.
 
-    members: places among the entries. data: `name`, `dataset`, `digest` of the texts. ce_original: loss of the models
-    as they are.
+    members: places among the entries. model: what the models are called, the same in all settings of the same ones.
+    data: `name`, `dataset`, `digest` of the texts. ce_original: loss of the models as they are.
     """
 
     members: tuple[int, ...]
+    model: str
     models: tuple[BaseModel, ...]
     data: Mapping[str, Any]
     n_tokens: int
     n_documents: int | None
     n_spliced_tokens: int | None
     ce_original: float | None
-
-    @property
-    def model(self) -> str:
-        return " and ".join(base.label for base in self.models)
 
     @property
     def texts(self) -> str:
@@ -110,14 +107,30 @@ def settings_of(entries: Sequence[dict], results: Mapping[str, dict]) -> list[Se
                 break
         else:
             found.append([i])
+    parts = sorted(members for found in buckets.values() for members in found)
+    firsts = [entries[members[0]] for members in parts]
     out = []
-    for members in sorted(members for found in buckets.values() for members in found):
-        first = entries[members[0]]
+    for members, first, model in zip(parts, firsts, _model_names([models_of(first) for first in firsts]), strict=True):
         result = results[first["name"]]
         counts = {name: result.get(name) for name in ("n_documents", "n_spliced_tokens", "ce_original")}
         texts = result.get("data") or {}
-        out.append(Setting(tuple(members), models_of(first), texts, result["n_tokens"], **counts))
+        out.append(Setting(tuple(members), model, models_of(first), texts, result["n_tokens"], **counts))
     return out
+
+
+def _model_names(models: Sequence[tuple[BaseModel, ...]]) -> list[str]:
+    """A name for each: of those that do not differ the same, with a repository where one of them has it."""
+    kinds: list[list[int]] = []
+    for i, own in enumerate(models):
+        mine = next((kind for kind in kinds if same_models(own, models[kind[0]])), None)
+        if mine is None:
+            kinds.append([i])
+        else:
+            mine.append(i)
+    best = [min(kind, key=lambda i: (sum(base.repo_id is None for base in models[i]), i)) for kind in kinds]
+    labels = distinct([" and ".join(base.label for base in models[i]) for i in best])
+    name_of = {i: label for label, kind in zip(labels, kinds, strict=True) for i in kind}
+    return [name_of[i] for i in range(len(models))]
 
 
 def groups_of(entries: Sequence[dict], settings: Sequence[Setting]) -> list[Group]:
@@ -138,15 +151,27 @@ def _labels(parts: Sequence[tuple[Setting, tuple[str, ...]]]) -> list[str]:
     several_models = len({setting.model for setting, _ in parts}) > 1
     labels = [" + ".join(writes) + (f" of {s.model}" if several_models else "") for s, writes in parts]
     for more in (lambda s: f" on {s.texts}", lambda s: f", {s.n_tokens:,} tokens"):
-        twice = {label for label in labels if labels.count(label) > 1}
+        told = {
+            label: {more(s) for other, (s, _) in zip(labels, parts, strict=True) if other == label} for label in labels
+        }
         labels = [
-            label + more(setting) if label in twice else label
-            for label, (setting, _) in zip(labels, parts, strict=True)
+            label + more(s) if len(told[label]) > 1 else label for label, (s, _) in zip(labels, parts, strict=True)
         ]
-    return [
-        f"{label} ({labels[:i].count(label) + 1})" if labels.count(label) > 1 else label
-        for i, label in enumerate(labels)
-    ]
+    return distinct(labels)
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, with a number behind those that were there before."""
+    taken: set[str] = set()
+    found: list[str] = []
+    for name in names:
+        number, shown = 1, name
+        while shown in taken:
+            number += 1
+            shown = f"{name} ({number})"
+        taken.add(shown)
+        found.append(shown)
+    return found
 
 
 def written(entry: dict) -> tuple[str, ...]:
@@ -184,12 +209,12 @@ def undominated(rows: Sequence[dict], by: str = "ce_recovered", certain: bool = 
     """Of each row of one group whether no other has at most as many active features and at least its fidelity, one of
     them better.
 
-    certain: only such a row counts against it whose interval lies wholly on the better side of its own. A row without
-    l0 or without this number is never on the frontier.
+    Numbers of active features that agree to six digits count as equal. certain: only such a row counts against another
+    whose interval lies wholly on the better side. A row without l0 or without this number is never on the frontier.
     """
     sign = MEASURES[checked(by)]
-    l0, value = (np.array([_number(row[name]) for row in rows]) for name in ("l0", by))
-    value = sign * value
+    l0 = np.array([float(f"{_number(row['l0']):.6g}") for row in rows])
+    value = sign * np.array([_number(row[by]) for row in rows])
     known = np.isfinite(l0) & np.isfinite(value)
     better = (l0[:, None] <= l0) & (value[:, None] >= value) & ((l0[:, None] < l0) | (value[:, None] > value))
     if certain:

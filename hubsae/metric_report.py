@@ -76,7 +76,7 @@ class Report(Artifact, tags=["mechanistic-interpretability", "hubsae-report"]):
     def _chosen(self, rows: Sequence[dict], by: str, certain: bool) -> set[str]:
         found = set()
         for group in self.groups:
-            mine = [row for row in rows if row["group"] == group.label]
+            mine = [row for row in rows if row["name"] in group.names]
             kept = frontier.undominated(mine, by, certain)
             found |= {row["name"] for row, is_kept in zip(mine, kept, strict=True) if is_kept}
         return found
@@ -118,7 +118,7 @@ class Report(Artifact, tags=["mechanistic-interpretability", "hubsae-report"]):
         return self._frame(found, f"best {by} of each group" + ("" if max_l0 is None else f", l0 up to {max_l0:g}"))
 
     def _of(self, group: Group) -> list[dict]:
-        return [row for row in self.rows if row["group"] == group.label]
+        return [row for row in self.rows if row["name"] in group.names]
 
     @property
     def summary(self) -> str:

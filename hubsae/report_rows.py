@@ -173,13 +173,14 @@ def _of_texts(entries: Sequence[dict], settings: Sequence[Setting]) -> Iterator[
             + ")"
             for s in found
         ]
-        known = [s.data.get("digest") for s in found]
-        same = len({s.texts for s in found}) == 1 and (None in known or len(set(known)) > 1)
+        named, digests = {s.texts for s in found}, {s.data.get("digest") for s in found}
+        why = "; the name of the texts is the same, the texts are not" if len(named) == 1 else ""
+        if len(digests) == 1 and digests != {None}:
+            why = "; the texts are the same, and were cut or read differently"
         yield (
             f"Not measured on the same tokens of {model}: {'; '.join(parts[:_MOST_NAMED])}"
             + ("; ..." if len(parts) > _MOST_NAMED else "")
-            + (". The name of the texts is the same, the texts are not" if same else "")
-            + ". Numbers of different tokens are not put into one frontier."
+            + f"{why}. Numbers of different tokens are not put into one frontier."
         )
 
 
