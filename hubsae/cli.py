@@ -259,13 +259,18 @@ def _show(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     from hubsae.errors import CompatibilityError
+    from hubsae.store import sum_of_sums
     from hubsae.tables import Table
 
     sae = load(options)
     fields = sae.compared_with(options.model)
     rows = [(one.field, _told(one.recorded), _told(one.found), one.verdict) for one in fields]
     print(Table(f"{sae.source}", ("field", "recorded", "found", "verdict"), rows))
-    verdicts = {one.verdict for one in fields}
+    files = sae.compared_files()
+    if files:
+        print(Table("files", ("file", "sha256 on the card", "of the file", "verdict"), [_short(one) for one in files]))
+        print(f"sha256 of the folder: {sum_of_sums({one.field: str(one.found) for one in files})}")
+    verdicts = {one.verdict for one in (*fields, *files)}
     if "error" in verdicts:
         raise CompatibilityError("it does not fit this model")
     if "warning" in verdicts:
@@ -274,6 +279,10 @@ def _check(options: argparse.Namespace) -> None:
         print("it fits: other files, and the same to the dictionary within rounding")
     else:
         print("nothing known speaks against it" if "unknown" in verdicts else "it fits")
+
+
+def _short(one: Any) -> tuple[str, ...]:
+    return (one.field, *(f"{str(value)[:12]}" for value in (one.recorded, one.found)), one.verdict)
 
 
 def _told(value: Any) -> str:

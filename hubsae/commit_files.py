@@ -21,7 +21,7 @@ def fetched(
     wanted: Sequence[str],
     *,
     arrays: str | None,
-    folder: PurePosixPath,
+    folder: PurePosixPath | None = None,
     revision: str | None = None,
     force_download: bool = False,
     what: str = "artifact",
@@ -34,6 +34,7 @@ def fetched(
     for the commit and its list of files, then for that file alone: what its header carries is used where it has the
     very id that git gave the file of that name.
     """
+    folder = folder or PurePosixPath()
     about: dict[str, Any] = {"what": what, "repo_type": repo_type, **access}
     if force_download:
         names = [glob.escape(str(folder / name)) for name in wanted]

@@ -19,6 +19,7 @@ from hubsae.charts import Picture
 from hubsae.commit_files import fetched
 from hubsae.errors import ArtifactError, ConfigError
 from hubsae.hub_client import Source, library_version, local_folder, subfolder_path
+from hubsae.identity import Compared
 from hubsae.publishing import Push, as_list, publish
 from hubsae.store import (
     CARD,
@@ -33,6 +34,7 @@ from hubsae.store import (
     read_arrays,
     read_card,
     read_json,
+    sha256_of,
     staged,
     write_arrays,
     write_json,
@@ -295,6 +297,18 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
                 setattr(artifact, attribute, read_json(folder / name))
         artifact.source = source
         return artifact
+
+    def compared_files(self) -> list[Compared]:
+        """Every file that the card names where this was loaded from: the sha256 that it says, and that of the file."""
+        if self.source is None:
+            raise ConfigError("it was loaded from nowhere, so there are no files to look at")
+        card = self.source.file(CARD)
+        found = []
+        for name, said in sorted(render.named_sums(read_card(card)).items()) if card else ():
+            path = None if ".." in name else self.source.file(str(subfolder_path(name)))
+            own = sha256_of(path) if path else "no such file"
+            found.append(Compared(name, said, own, "same" if own == said else "warning"))
+        return found
 
     def push_to_hub(
         self,

@@ -1,6 +1,5 @@
 """The content of a report.json: which dictionaries were judged, and with what."""
 
-import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from hubsae.hub_client import library_version
 from hubsae.identity import BaseModel
 from hubsae.settings import as_type
 from hubsae.sites import parse_sites
-from hubsae.store import REPORT, WEIGHTS, config_from
+from hubsae.store import REPORT, WEIGHTS, config_from, sha256_of
 from hubsae.survey import fingerprint
 from hubsae.tokens import TokenConfig
 
@@ -192,5 +191,4 @@ def _sha256(dictionary: Dictionary) -> str | None:
     name = Path(path).resolve().name  # the Hub's cache names such files by it
     if re.fullmatch("[0-9a-f]{64}", name):
         return name
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)

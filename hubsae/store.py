@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -135,12 +135,19 @@ def carried_texts(path: Path) -> dict[str, str]:
 
 def file_sums(folder: Path) -> list[tuple[str, int, str]]:
     """(name, bytes, sha256 in hex) of every file below a folder, sorted by name."""
-    found = []
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found.append((path.relative_to(folder).as_posix(), path.stat().st_size, digest))
-    return found
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(path.relative_to(folder).as_posix(), path.stat().st_size, sha256_of(path)) for path in paths]
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sum_of_sums(sums: Mapping[str, str]) -> str:
+    """One sha256 for files by name and sha256: what `sha256sum NAME ... | sha256sum` gives, names in sorted order."""
+    return hashlib.sha256("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()).hexdigest()
 
 
 @contextlib.contextmanager

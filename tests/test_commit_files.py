@@ -1,5 +1,6 @@
 """How little is asked of the Hub, and that what comes with the arrays is what the commit holds."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from conftest import random_sae
 from hub_server import UPLOAD_WARNING
 
 from hubsae import load_sae
-from hubsae.store import carried_texts, read_json, write_arrays
+from hubsae.errors import ConfigError, HubsaeWarning
+from hubsae.store import carried_texts, file_sums, read_json, sum_of_sums, write_arrays
 
 pytestmark = pytest.mark.filterwarnings(UPLOAD_WARNING)
 
@@ -83,3 +85,44 @@ def test_a_safetensors_file_that_carries_nothing_is_read_as_ever(tmp_path):
     assert carried_texts(tmp_path / "a.safetensors") == {}
     (tmp_path / "b.safetensors").write_bytes(b"no such thing")
     assert carried_texts(tmp_path / "b.safetensors") == {}
+
+
+def test_files_are_compared_with_the_sums_on_the_card(alice, tmp_path):
+    sae = random_sae()
+    sae.metrics = {"fvu": 0.5}
+    sae.push_to_hub("alice/sae")
+    found = load_sae("alice/sae").compared_files()
+    assert {one.field: one.verdict for one in found} == dict.fromkeys(
+        ("config.json", "metrics.json", "model.safetensors"), "same"
+    )
+    card = alice.files("alice/sae")["README.md"].decode()
+    outside = card.replace("`metrics.json`", "`../../metrics.json`")
+    alice.put(
+        "alice/sae", {"config.json": alice.files("alice/sae")["config.json"] + b" ", "README.md": outside.encode()}
+    )
+    found = {one.field: one for one in load_sae("alice/sae").compared_files()}
+    assert found["config.json"].verdict == "warning"
+    assert found["../../metrics.json"].found == "no such file"
+    with pytest.raises(ConfigError, match="nowhere"):
+        random_sae().compared_files()
+
+
+def test_one_sum_stands_for_a_folder(tmp_path):
+    (tmp_path / "b").write_bytes(b"2")
+    (tmp_path / "a").write_bytes(b"1")
+    sums = {name: digest for name, _, digest in file_sums(tmp_path)}
+    listed = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in (("a", b"1"), ("b", b"2")))
+    assert sum_of_sums(sums) == hashlib.sha256(listed.encode()).hexdigest()
+
+
+def test_an_edited_card_gets_the_new_sums(alice):
+    sae = random_sae()
+    sae.metrics = {"fvu": 0.5}
+    sae.push_to_hub("alice/sae")
+    card = alice.files("alice/sae")["README.md"].decode()
+    alice.put("alice/sae", {"README.md": card.replace("## Files", "My words.\n\n## Files").encode()})
+    sae.metrics = {"fvu": 0.25}
+    with pytest.warns(HubsaeWarning, match="edited by hand"):
+        sae.push_to_hub("alice/sae")
+    assert "My words." in alice.files("alice/sae")["README.md"].decode()
+    assert {one.verdict for one in load_sae("alice/sae").compared_files()} == {"same"}

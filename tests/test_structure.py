@@ -80,6 +80,7 @@ dashboard.build
 dashboard.live dashboard.server dashboard.space
 dashboard.methods
 api
+members
 loading
 two_models metric_report
 comparing

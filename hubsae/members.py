@@ -1,0 +1,176 @@
+"""Which of several dictionaries is meant by a layer and a component: of a repository, of a collection, or of its index.
+
+The index of a family is a report (see `family`): it says what every dictionary reads, and the commit where it stands.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import errors as hf
+
+from hubsae.commit_files import fetched
+from hubsae.errors import ArtifactError, ConfigError, HubError, SiteError
+from hubsae.formats.reading import OURS, entries
+from hubsae.formats.repo_files import RepoFiles, beside, open_files
+from hubsae.hub_client import hub_api, hub_errors, local_folder
+from hubsae.report_config import ReportConfig
+from hubsae.sites import Site, parse_sites
+from hubsae.store import CONFIG, REPORT, read_json
+
+_COLLECTION = re.compile(r"[\w.-]+/[\w.-]+-[0-9a-f]{24}", re.ASCII)
+_MOST_ITEMS = 200
+_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where a dictionary stands, as `load_sae` takes it; `reads` and `k` as far as they are known without loading."""
+
+    source: str
+    revision: str | None = None
+    subfolder: str | None = None
+    reads: tuple[Site, ...] | None = None
+    k: int | None = None
+
+    def __str__(self) -> str:
+        place = "/".join(filter(None, (self.source, self.subfolder)))
+        sites = f" ({' + '.join(map(str, self.reads))}{f', k={self.k}' if self.k else ''})" if self.reads else ""
+        return place + sites
+
+    def fits(self, layer: int | None, component: str | None) -> bool:
+        """Whether it reads there; one of which only the name is known, whether its name has this layer in it."""
+        if self.reads is not None:
+            return reads_there(self.reads, layer, component)
+        named = rf"(?:^|[/_.-])(?:layers?|blocks?|l|h)[/_.-]?0*{layer}(?![0-9])"
+        return layer is None or re.search(named, self.subfolder or "", re.IGNORECASE) is not None
+
+
+def reads_there(reads: Iterable[Site], layer: int | None, component: str | None) -> bool:
+    """Whether one of the sites is of this layer and component; None stands for any."""
+    return any(
+        layer in (None, s.layer) and (component is None or Site(s.layer, component, s.model) == s) for s in reads
+    )
+
+
+def is_collection(source: Any) -> bool:
+    """Whether it can be the slug of a collection, `"owner/title-"` and 24 hex digits."""
+    return isinstance(source, str) and _COLLECTION.fullmatch(source) is not None and local_folder(source) is None
+
+
+def choose(
+    source: str | Path, layer: int | None, component: str | None, k: int | None, revision: str | None, **access: Any
+) -> Member:
+    """The one dictionary there that reads this layer and component, with this k where several do.
+
+    Raises `ArtifactError` with what there is, where that is none or several of them.
+    """
+    found = members(source, revision, **access)
+    fit = [one for one in found if one.fits(layer, component)]
+    if len(fit) > 1 and k is not None:
+        fit = [one for one in fit if one.k == k] or fit
+    if len(fit) == 1:
+        return fit[0]
+    wanted = ", ".join(f"{n}={v!r}" for n, v in (("layer", layer), ("component", component)) if v is not None)
+    shown = "; ".join(map(str, (fit or found)[:_SHOWN])) + ("; ..." if len(fit or found) > _SHOWN else "")
+    if fit:
+        what = f"read {wanted}" if wanted else "are there; give layer="
+        raise ArtifactError(f"{source}: {len(fit)} dictionaries {what}; load one of them by its own name: {shown}")
+    raise ArtifactError(f"{source}: no dictionary reads {wanted}; it holds {shown or 'none'}")
+
+
+def members(source: str | Path, revision: str | None = None, **access: Any) -> list[Member]:
+    """Every dictionary of a folder, a repository, a family's index (a dataset repository) or a collection."""
+    if is_collection(source):
+        if revision is not None:
+            raise ConfigError(f"{source} is a collection, which has no revisions; leave revision={revision!r} out")
+        return _of_collection(str(source), access)
+    folder = local_folder(source)
+    if folder is not None and revision is None and (folder / REPORT).is_file():
+        return _of_index(ReportConfig.from_dict(read_json(folder / REPORT)))
+    try:
+        return _of_files(open_files(source, revision=revision, **access))
+    except HubError:
+        if (index := index_of(str(source), revision, **access)) is not None:
+            return _of_index(index)
+        raise
+
+
+@contextlib.contextmanager
+def family_told(source: Any, revision: str | None, access: dict) -> Iterator[None]:
+    """Context that says so where there is no model repository of this name, but a family's index."""
+    try:
+        yield
+    except HubError as error:
+        is_missing = isinstance(error.__cause__, hf.RepositoryNotFoundError)
+        index = index_of(str(source), revision, **access) if is_missing else None
+        if index is None:
+            raise
+        listed = "; ".join(map(str, _of_index(index)[:_SHOWN]))
+        raise ArtifactError(
+            f"{source} is the index of {len(index.entries)} dictionaries; give layer= (and component=, k=) for one of "
+            f"{listed}"
+        ) from error
+
+
+def index_of(repo_id: str, revision: str | None = None, **access: Any) -> ReportConfig | None:
+    """The index of a family, None where there is no dataset repository of this name, or it holds none."""
+    try:
+        root = fetched(repo_id, (REPORT,), arrays=None, revision=revision, what="family", repo_type="dataset", **access)
+    except HubError:
+        return None
+    path = root / REPORT
+    return ReportConfig.from_dict(read_json(path)) if path.is_file() else None
+
+
+def _of_index(index: ReportConfig) -> list[Member]:
+    found = []
+    for entry in index.entries:
+        if entry["repo_id"] is not None:
+            k = entry["sparsity"].get("k")
+            found.append(
+                Member(entry["repo_id"], entry["revision"], entry["subfolder"], parse_sites(entry["reads"]), k)
+            )
+    return found
+
+
+def _of_collection(slug: str, access: dict) -> list[Member]:
+    """By an index among its items, or else by the settings of every model in it."""
+    with hub_errors(slug):
+        try:
+            if access.get("local_files_only"):
+                raise hf.OfflineModeIsEnabled
+            items = hub_api(access.get("token")).get_collection(slug).items[:_MOST_ITEMS]
+        except hf.HfHubHTTPError as error:
+            if error.response is None or error.response.status_code != 404:
+                raise
+            raise HubError(f"{slug}: no such collection, or it is private and this token cannot see it") from error
+    for item in items:
+        if item.item_type == "dataset" and (index := index_of(item.item_id, **access)) is not None:
+            return _of_index(index)
+    found: list[Member] = []
+    for item in items:
+        if item.item_type == "model":
+            found += _of_files(open_files(item.item_id, **access))
+    return found
+
+
+def _of_files(files: RepoFiles) -> list[Member]:
+    found = []
+    for entry in entries(files).entries:
+        reads, k = _settings(files.json(beside(entry.subfolder, CONFIG))) if entry.format == OURS else (None, None)
+        found.append(Member(files.address, files.source.revision, entry.subfolder or None, reads, k))
+    return found
+
+
+def _settings(config: dict) -> tuple[tuple[Site, ...] | None, int | None]:
+    try:
+        reads = parse_sites(config["reads"])
+    except (KeyError, TypeError, SiteError):
+        return None, None  # its own reader says what is wrong with it
+    rule = config.get("sparsity")
+    k = rule.get("k") if isinstance(rule, dict) else None
+    return reads, k if isinstance(k, int) else None
