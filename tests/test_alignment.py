@@ -159,8 +159,8 @@ def test_a_saved_alignment_comes_back_exactly(small, tmp_path, steered):
         with_effects(small)
     small.config = replace(small.config, verified_by=({"n_anchors": 3, "numbers_inside": 0.5},), data="Straße 🗺")
     small.save_pretrained(tmp_path / "x")
-    files = {p.name for p in (tmp_path / "x").rglob("*") if p.is_file()}
-    assert files == {"pairs.svg", "alignment.json", "map.safetensors", "metrics.json", "README.md"} | {
+    files = {p.relative_to(tmp_path / "x").as_posix() for p in (tmp_path / "x").rglob("*") if p.is_file()}
+    assert files == {"assets/pairs.svg", "alignment.json", "map.safetensors", "metrics.json", "README.md"} | {
         f"{name}.parquet" for name in TABLES if steered or name != "effects"
     }
     again = load_alignment(tmp_path / "x")
