@@ -70,6 +70,8 @@ def main_cases(repo: str) -> None:
         load_sae(repo, revision="v9")
     with pytest.raises(HubError, match="does not accept this token"):
         load_sae(f"{repo}-private", token="hf_wrong")
+    with pytest.raises(HubError, match="neither an existing folder"):
+        load_sae("a/b/c")
 
 
 @pytest.fixture(scope="module", params=["with Xet", "without Xet"])
@@ -269,7 +271,7 @@ def test_weights_that_arrive_in_part_are_not_used(published, sae, tmp_path):
     assert same(load_sae(REPO), sae)
 
 
-@pytest.mark.xfail(raises=AssertionError, reason="hub_errors does not know all that the client raises")
+@pytest.mark.xfail(raises=AssertionError, strict=True, reason="hub_errors does not know all of them")
 def test_whatever_breaks_off_is_a_hub_error(published, sae):
     errors = []
     for breaks, does in ((broken_upload, changed(sae).push_to_hub), (broken_download, load_sae)):
