@@ -95,7 +95,7 @@ def tick_text(value: float, top: float, axis: Axis) -> str:
         return "0"
     if size >= 1e15 or size < 0.99e-4:
         power = math.floor(math.log10(abs(value)) + 1e-12)
-        front = f"{value / 10.0**power:.3g}"
+        front = f"{value / 10.0**power:.6g}"
         return ("" if front == "1" else f"{front}·") + "10" + str(power).translate(_SUPERSCRIPTS)
     for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if top >= 1e4 and size >= unit:

@@ -17,7 +17,7 @@ from hubsae.errors import DataError
 
 Numbers = Sequence[float | None] | Sequence[float] | Sequence[int] | np.ndarray
 
-MOST_ROWS = 60
+MOST_ROWS, MOST_BINS = 60, 400
 _MOST_POINTS = 200  # of a scatter, some 50 bytes each
 _POINTS = 1200  # of all lines in one picture, some 12 bytes each
 
@@ -60,6 +60,8 @@ def histogram(
     """
     x, y = _axis(x), replace(_axis(y), log=False)
     bins, counts = numbers(edges), {name: numbers(values) for name, values in series.items()}
+    if len(bins) > MOST_BINS:
+        raise DataError(f"{len(bins) - 1} bins: at most {MOST_BINS} can be told apart in one picture")
     if len(bins) < 2 or not (np.diff(bins) > 0).all():
         raise DataError("the edges of a histogram have to be ascending numbers, at least two")
     if bad := [name for name, values in counts.items() if len(values) != len(bins) - 1]:
@@ -72,10 +74,9 @@ def histogram(
     base, places = up.at(np.zeros(1))[0], across.at(bins)
     for i, values in enumerate(counts.values()):
         tops = up.at(values)
-        steps = "".join(f"H{px(a)}V{px(t)}H{px(b)}" for a, b, t in zip(places[:-1], places[1:], tops, strict=True))
-        path = f"M{px(places[0])} {px(base)}{steps}V{px(base)}z"
-        canvas.add(f'<path d="{path}" fill="{colour(i)}" fill-opacity="{0.75 if len(counts) == 1 else 0.2}"/>')
-        canvas.add(f'<path d="{path}" fill="none" {stroke(i)}/>' if len(counts) > 1 else "")
+        steps = "".join(f"V{px(top)}H{px(right)}" for top, right in zip(tops, places[1:], strict=True))
+        how = f'fill-opacity="0.2" {stroke(i)}' if len(counts) > 1 else 'fill-opacity="0.75"'
+        canvas.add(f'<path d="M{px(places[0])} {px(base)}{steps}V{px(base)}z" fill="{colour(i)}" {how}/>')
     if apart:
         top, middle = up.at(rest)[0], canvas.left + 30
         canvas.box(middle - 18, top, 36, base - top, f'fill="{SOFT}"')
