@@ -84,12 +84,11 @@ class Report(Artifact, tags=["mechanistic-interpretability", "hubsae-report"]):
     @property
     def table(self) -> Frame:
         """The rows in columns; `.to_pandas()` gives a data frame."""
-        return self._frame(self.rows, f"{len(self):,} dictionaries" if len(self) > 1 else "1 dictionary")
+        return self._frame(self.rows, self.summary, shown=_SHOWN)
 
-    def _frame(self, rows: Sequence[dict], title: str, note: str = "") -> Frame:
+    def _frame(self, rows: Sequence[dict], title: str, note: str = "", shown: tuple[str, ...] = _SHOWN[:-1]) -> Frame:
         several = len(self.groups) > 1
-        shown = (*_SHOWN, "group") if several else _SHOWN
-        return Frame(columns_of(rows), title, shown, note)
+        return Frame(columns_of(rows), title, (*shown, "group") if several else shown, note)
 
     def frontier(self, by: str = "ce_recovered", *, certain: bool = False) -> Frame:
         """The dictionaries that none of their group dominates, group by group in order of l0.
@@ -101,7 +100,7 @@ class Report(Artifact, tags=["mechanistic-interpretability", "hubsae-report"]):
         """
         chosen = self._chosen(self.rows, frontier.checked(by), certain)
         left = [row["name"] for row in self.rows if row["name"] not in chosen]
-        note = f"{len(left):,} more: " + ", ".join(left[:8]) + (", ..." if len(left) > 8 else "") if left else ""
+        note = "Not among them: " + ", ".join(left[:8]) + (", ..." if len(left) > 8 else "") if left else ""
         rows = [row for group in self.groups for row in self._of(group) if row["name"] in chosen]
         return self._frame(rows, f"not dominated in active features and {by}", note)
 

@@ -187,7 +187,7 @@ def _of_texts(entries: Sequence[dict], settings: Sequence[Setting]) -> Iterator[
 def summary_of(rows: Sequence[dict], settings: Sequence[Setting]) -> str:
     """`"3 sparse autoencoders of layers.1.residual of org/name@1a2b3c4d"`."""
     counts = {kind: sum(row["kind"] == kind for row in rows) for kind in _KINDS}
-    kinds = [f"{n:,} {_KINDS[kind]}{'s' if n > 1 else ''}" for kind, n in counts.items() if n]
+    kinds = [f"{n:,} {_KINDS[kind]}s" if n > 1 else f"a {_KINDS[kind]}" for kind, n in counts.items() if n]
     sites = list(dict.fromkeys(row["writes"] for row in rows))
     where = " and ".join(sites) if len(sites) <= 2 else f"{len(sites):,} sites"
     models = list(dict.fromkeys(setting.model for setting in settings))

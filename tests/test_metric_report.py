@@ -78,7 +78,7 @@ def test_a_dominated_dictionary_is_not_on_the_frontier_and_other_sites_do_not_do
     assert names(report.frontier("fvu")) == ["sparse", "dense", "other"]
     assert [row["on_frontier"] for row in report] == [True, False, True, True]
     assert [group.names for group in report.groups] == [("sparse", "worse", "dense"), ("other",)]
-    assert "1 more: worse" in str(report.frontier())
+    assert "Not among them: worse" in str(report.frontier())
     assert names(report.best()) == ["dense", "other"]
     assert names(report.best(max_l0=10)) == ["sparse", "other"]
     with pytest.raises(DataError, match="at most 3 active"):
