@@ -38,6 +38,10 @@ def same(a: SAE, b: SAE) -> bool:
     return a.config == b.config and all(mx.array_equal(array, b.arrays()[name]) for name, array in a.arrays().items())
 
 
+def short_card(template: str, values: dict) -> str:
+    return f"# {values['repo_id']}\n"
+
+
 def main_cases(repo: str) -> None:
     """What everybody does: publish, change, branch, propose, tag, pin, and ask for what is not there."""
 
@@ -74,8 +78,21 @@ def main_cases(repo: str) -> None:
         load_sae("a/b/c")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_waiting() -> Iterator[None]:
+    """The client does not wait before it tries again, and cards are short: a full one takes longer than a push."""
+    hasty = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("utils._http", "file_download"):
+            patch.setattr(f"huggingface_hub.{module}.time", hasty)
+        patch.setattr("hubsae.render.fill", short_card)
+        yield
+
+
 @pytest.fixture(scope="module", params=["with Xet", "without Xet"])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, no_waiting: None
+) -> Iterator[HubServer]:
     """One Hub for all of these tests.
 
     Whatever they do, no request to the storage may carry a token, nor Xet be used where it is not there.
@@ -99,7 +116,7 @@ def hub(server: HubServer) -> HubServer:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes | None]:
+def files(tmp_path_factory: pytest.TempPathFactory, no_waiting: None) -> dict[str, bytes | None]:
     """What a push of `sae` writes."""
     folder = tmp_path_factory.mktemp("files")
     random_sae().save_pretrained(folder, repo_id=REPO)
@@ -110,14 +127,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes | None]:
 def published(alice: HubServer, files: dict[str, bytes | None]) -> HubServer:
     alice.put(REPO, files, message="first")
     return alice
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client does not wait before it tries again."""
-    hasty = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
-    for module in ("utils._http", "file_download"):
-        monkeypatch.setattr(f"huggingface_hub.{module}.time", hasty)
 
 
 def state(hub: HubServer) -> dict:
@@ -311,8 +320,10 @@ def test_the_main_cases_on_a_second_server(tmp_path, monkeypatch):
     code = """
 import warnings
 import huggingface_hub as hf
-from test_protocol import main_cases
+from hubsae import render
+from test_protocol import main_cases, short_card
 warnings.simplefilter("ignore", DeprecationWarning)
+render.fill = short_card
 main_cases("alice/with-xet")
 hf.constants.HF_HUB_DISABLE_XET = True
 main_cases("alice/without-xet")
