@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hubsae.dictionary import Dictionary, DictionaryConfig
     from hubsae.errors import HubsaeError, HubsaeWarning
     from hubsae.evaluate import Evaluation
+    from hubsae.family import Family, push_family
     from hubsae.features import Features
     from hubsae.formats.reading import list_dictionaries
     from hubsae.formats.writing import export_transcoder_set
@@ -50,6 +51,7 @@ _HOMES = {
     "DictionaryConfig": "dictionary",
     "EndpointLabeler": "labelers",
     "Evaluation": "evaluate",
+    "Family": "family",
     "Features": "features",
     "HubsaeError": "errors",
     "HubsaeWarning": "errors",
@@ -73,6 +75,7 @@ _HOMES = {
     "load_report": "comparing",
     "list_dictionaries": "formats.reading",
     "load_sae": "loading",
+    "push_family": "family",
     "train_crosscoder": "api",
     "verify": "two_models",
 }
@@ -92,6 +95,7 @@ __all__ = [
     "DictionaryConfig",
     "EndpointLabeler",
     "Evaluation",
+    "Family",
     "Features",
     "HubsaeError",
     "HubsaeWarning",
@@ -114,6 +118,7 @@ __all__ = [
     "load_alignment",
     "load_report",
     "load_sae",
+    "push_family",
     "train_crosscoder",
     "verify",
 ]

@@ -43,7 +43,7 @@ class BoundDictionary(WithDashboard):
         Raises `CompatibilityError` as `check` says, and stays unbound then.
         """
         models = as_models(model)
-        differences = self._judged(models, check)
+        differences = self.check_models(models, check)
         self.models = models
         return differences
 
@@ -77,10 +77,10 @@ class BoundDictionary(WithDashboard):
         if model is None:
             return self.models
         models = as_models(model)
-        self._judged(models)
+        self.check_models(models)
         return models
 
-    def _judged(self, models: Sequence[LanguageModel], check: Check = "warn") -> list[Difference]:
+    def check_models(self, models: Sequence[LanguageModel], check: Check = "warn") -> list[Difference]:
         """As `check`; only where files leave a doubt, what the models do with a fixed text is measured too."""
         identities, widths = [m.identity for m in models], self._widths(models)
         found = {difference.severity for difference in self.compare(identities, widths)}

@@ -52,8 +52,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--max-rows", type=int, default=50_000, help="tokens to use (default: 50000)")
 
     push = command(commands, "push", _push, "publish a dictionary's folder as a Hub repository, in one commit")
-    push.add_argument("folder", help="folder written by hubsae")
-    push.add_argument("repo_id", help="owner/name")
+    push.add_argument("folders", nargs="+", metavar="folder", help="folder written by hubsae; several: --collection")
+    push.add_argument("repo_id", help="owner/name; of a collection its index, and how its repositories begin")
+    push.add_argument(
+        "--collection",
+        nargs="?",
+        const="",
+        metavar="TITLE",
+        help="a repository for each dictionary of the folders, an index, and a collection of them all",
+    )
     push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     push.add_argument("--branch", help="push there instead of main")
     push.add_argument("--create-pr", action="store_true", default=None, help="open a pull request")
@@ -203,21 +210,25 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _push(options: argparse.Namespace) -> None:
-    from hubsae import load_sae
-    from hubsae.errors import ArtifactError
+    from hubsae import load_sae, push_family
+    from hubsae.errors import ArtifactError, ConfigError
 
-    if not Path(options.folder).is_dir():
-        raise ArtifactError(f"{options.folder}: no such folder; `hubsae train --out` writes one")
-    commit = load_sae(options.folder).push_to_hub(
+    if missing := [folder for folder in options.folders if not Path(folder).is_dir()]:
+        raise ArtifactError(f"{missing[0]}: no such folder; `hubsae train --out` writes one")
+    shared = {name: getattr(options, name) for name in ("private", "card", "tag", "also", "license")}
+    if options.collection is not None:
+        if options.branch or options.create_pr:
+            raise ConfigError("--collection publishes to main; leave --branch and --create-pr out")
+        print(push_family(options.folders, options.repo_id, title=options.collection or None, **shared))
+        return
+    if len(options.folders) > 1:
+        raise ConfigError(f"{len(options.folders)} folders: --collection gives each a repository of its own")
+    commit = load_sae(options.folders[0]).push_to_hub(
         options.repo_id,
-        private=options.private,
         branch=options.branch,
         create_pr=options.create_pr,
         commit_message=options.message,
-        card=options.card,
-        tag=options.tag,
-        also=options.also,
-        license=options.license,
+        **shared,
     )
     print(commit.pr_url or commit)
 

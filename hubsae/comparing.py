@@ -1,6 +1,5 @@
 """`compare`: dictionaries judged side by side, and `load_report`, what somebody published of that."""
 
-import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -8,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from hubsae import evaluate, tokens
-from hubsae.activations import read_chunks, width
+from hubsae.activations import read_chunks
 from hubsae.api import BoundDictionary, InterpretableModel, as_models
-from hubsae.errors import ConfigError, SiteError
+from hubsae.errors import ConfigError
 from hubsae.frontier import distinct
 from hubsae.identity import BaseModel, Check
 from hubsae.lm import LanguageModel
 from hubsae.metric_report import Report
 from hubsae.report_config import LONGEST_NAME, REPO_ID, ReportConfig, check_name, record
 from hubsae.report_rows import picked, sort_key
-from hubsae.sites import Site
 from hubsae.tokens import Chunk
 
 Models = tuple[LanguageModel, ...]
@@ -53,7 +51,7 @@ def compare(
     if texts is None:
         if model is not None:
             raise ConfigError("a model needs texts to judge with it; without texts the recorded numbers are taken")
-        results: list[dict] = [_recorded(dictionary) for dictionary in found]
+        results: list[dict] = [recorded_numbers(dictionary) for dictionary in found]
         models: list[Models] | None = None
     else:
         models = _models(found, model, check)
@@ -61,7 +59,7 @@ def compare(
         results = _judged(found, models, texts, max_rows, text_column, data)
     known = [tuple(m.identity for m in own) for own in models] if models else [None] * len(found)
     entries = [record(one, "?", identity) for one, identity in zip(found, known, strict=True)]
-    return _report(found, entries, results, names, data and {**data, "max_rows": max_rows})
+    return report_of(_called(found, entries, names), results, data and {**data, "max_rows": max_rows})
 
 
 def load_report(
@@ -107,7 +105,7 @@ def _loaded(source: Any) -> BoundDictionary:
     return load_sae(source)
 
 
-def _recorded(dictionary: BoundDictionary) -> dict:
+def recorded_numbers(dictionary: BoundDictionary) -> dict:
     """The numbers of a dictionary's metrics.json, or `ConfigError` where there are none."""
     if dictionary.metrics.get("n_tokens") is None or dictionary.metrics.get("l0") is None:
         raise ConfigError(
@@ -130,18 +128,9 @@ def _models(found: Sequence[BoundDictionary], model: Any, check: Check) -> list[
             shared or dictionary.models or tuple(_named(base, dictionary, loaded) for base in dictionary.base_models)
         )
         if models is not dictionary.models:  # else it was compared when it was bound
-            dictionary.check([m.identity for m in models], _widths(dictionary, models), check)
+            dictionary.check_models(models, check)
         out.append(models)
     return out
-
-
-def _widths(dictionary: BoundDictionary, models: Models) -> dict[Site, int]:
-    found = {}
-    for site in (*dictionary.config.read_sites, *dictionary.config.write_sites):
-        if site.model < len(models):
-            with contextlib.suppress(SiteError):  # reported as a difference
-                found[site] = width(models, site)
-    return found
 
 
 def _named(base: BaseModel, dictionary: BoundDictionary, loaded: dict) -> LanguageModel:
@@ -213,17 +202,19 @@ def _name_of(texts: Any, name: str | None) -> dict:
     return {"name": str(name or told or size)[:LONGEST_NAME], "dataset": dataset}
 
 
-def _report(
-    found: Sequence[BoundDictionary], entries: list[dict], results: list[dict], names: Any, data: dict | None
-) -> Report:
-    """Entries in their order, with names."""
-    if names is not None:
-        entries = [{**entry, "name": check_name(name)} for entry, name in zip(entries, names, strict=True)]
-        if len(set(names)) < len(names):
-            raise ConfigError("names: expected different ones")
-    else:
-        entries = [{**entry, "name": _short_name(d)} for entry, d in zip(entries, found, strict=True)]
-    order = sorted(range(len(found)), key=lambda i: sort_key(entries[i], results[i]))
+def _called(found: Sequence[BoundDictionary], entries: list[dict], names: Any) -> list[dict]:
+    """The entries with the names given, or with short ones."""
+    if names is not None and len(set(map(check_name, names))) < len(names):
+        raise ConfigError("names: expected different ones")
+    return [
+        {**entry, "name": _short_name(dictionary) if names is None else names[i]}
+        for i, (dictionary, entry) in enumerate(zip(found, entries, strict=True))
+    ]
+
+
+def report_of(entries: list[dict], results: list[dict], data: dict | None = None) -> Report:
+    """A report of dictionaries as `report_config.record` describes them, and their numbers, sorted."""
+    order = sorted(range(len(entries)), key=lambda i: sort_key(entries[i], results[i]))
     called = distinct([entries[i]["name"] for i in order])
     ordered = tuple({**entries[i], "name": name} for i, name in zip(order, called, strict=True))
     return Report(ReportConfig(ordered, data), {name: results[i] for i, name in zip(order, called, strict=True)})

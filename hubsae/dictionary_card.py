@@ -103,9 +103,16 @@ def values(kind: str, rule: str, skip: bool, statistics: Mapping) -> dict[str, A
         "settings": _settings(kind, _dict(statistics.get("recipe"))),
         "duration": _duration(_number(statistics.get("seconds"))),
         "datasets": _datasets(statistics),
+        "family": _family(statistics.get("family")),
         "examples": [],
         "features": None,
     }
+
+
+def _family(family: Any) -> dict[str, str] | None:
+    """The index and the collection that it is part of; see `family`."""
+    found = {name: family.get(name) for name in ("index", "collection")} if isinstance(family, Mapping) else {}
+    return found if found and all(isinstance(value, str) for value in found.values()) else None
 
 
 def _settings(kind: str, recipe: Mapping) -> list[dict[str, Any]]:

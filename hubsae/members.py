@@ -77,8 +77,11 @@ def choose(
     wanted = ", ".join(f"{n}={v!r}" for n, v in (("layer", layer), ("component", component)) if v is not None)
     shown = "; ".join(map(str, (fit or found)[:_SHOWN])) + ("; ..." if len(fit or found) > _SHOWN else "")
     if fit:
-        what = f"read {wanted}" if wanted else "are there; give layer="
-        raise ArtifactError(f"{source}: {len(fit)} dictionaries {what}; load one of them by its own name: {shown}")
+        what = f"read {wanted}" if wanted else "are there"
+        raise ArtifactError(
+            f"{source}: {len(fit)} dictionaries {what}; give layer=, component= and k= as far as they tell them apart, "
+            f"or the place of one: {shown}"
+        )
     raise ArtifactError(f"{source}: no dictionary reads {wanted}; it holds {shown or 'none'}")
 
 

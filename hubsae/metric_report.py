@@ -16,6 +16,7 @@ from hubsae.hub import Artifact
 from hubsae.identity import BaseModel
 from hubsae.report_config import ReportConfig
 from hubsae.report_rows import checked, columns_of, notes_of, row_of, summary_of
+from hubsae.sites import parse_sites
 from hubsae.store import METRICS, REPORT, read_json
 from hubsae.survey import same_marks
 from hubsae.tables import Table, number
@@ -236,6 +237,7 @@ class Report(Artifact, tags=["mechanistic-interpretability", "hubsae-report"]):
             "contexts": list(map(str, sorted(found))),
             "on_hub": next((row["name"] for row in self.rows if row["repo_id"] and row["on_frontier"]), None),
             "columns": COLUMNS,
+            "layer": parse_sites(self.config.entries[0]["reads"])[0].layer,
             "papers": _PAPERS,
             "licence": licence if licences.is_licence(licence) else None,
         }

@@ -84,6 +84,7 @@ members
 loading
 two_models metric_report
 comparing
+family
 pair_plots interventions
 demo.world
 demo.templates
