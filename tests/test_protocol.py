@@ -333,6 +333,7 @@ main_cases("alice/without-xet")
     assert spec.loader
     localhub: Any = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "localhub", localhub)
+    monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "xet"))  # of the server, which is in this process
     spec.loader.exec_module(localhub)
     localhub.HubHandler.disable_nagle_algorithm = True  # or every answer takes 40 ms
     with localhub.LocalHub(root=tmp_path / "root") as server:
