@@ -11,6 +11,7 @@ from hubsae.tables import number
 
 NAMES = ("frontier", "fvu", "layers")
 _FEW_LAYERS = 5  # up to so many apart they stand one below the other
+_FEW_LINES = 4  # whose points have labels
 _MOST_SAID = 3
 
 
@@ -31,7 +32,9 @@ def _against_l0(rows: Sequence[dict], groups: Sequence[Group], by: str, axis: Ax
     if not any(len(found) > 1 for found in shown.values()):
         return None
     points = [
-        Point(row["l0"], row[by], _short(row, found), name, y_interval=_interval(row, by))
+        Point(
+            row["l0"], row[by], _short(row, found) if len(shown) <= _FEW_LINES else "", name, None, _interval(row, by)
+        )
         for name, found in series.items()
         if name in shown
         for row in found
@@ -41,7 +44,8 @@ def _against_l0(rows: Sequence[dict], groups: Sequence[Group], by: str, axis: Ax
         f"{number(found[-1]['l0'])}"
         for name, found in list(shown.items())[:_MOST_SAID]
     ]
-    more = f"; and {left - len(says)} more lines" if left > len(says) else ""
+    more = f"; and {len(shown) - len(says)} more lines" if len(shown) > len(says) else ""
+    more += f"; {left - len(shown)} shorter lines are not drawn" if left > len(shown) else ""
     title = f"{axis.label.capitalize()} against active features per token"
     alt = f"{title}, {len(known)} dictionaries. {'; '.join(says)}{more}."
     return scatter(points, x=Axis("active features per token (L0)", log=_is_wide(known)), y=axis, title=title, alt=alt)

@@ -420,6 +420,15 @@ def test_the_card_says_what_is_compared_and_shows_the_pictures(report):
     assert "frontiers" not in str(planted({"a": numbers(4, None)}).generate_model_card())
 
 
+def test_of_many_sites_twelve_lines_are_drawn_and_the_layers_too():
+    results = {f"{i}-{k}": numbers(k, 0.9 + k / 100, 1 / k) for i in range(14) for k in (2, 4)}
+    report = planted(results, **{name: sae_of(int(name.split("-")[0]), int(name[-1])) for name in results})
+    pictures = report.card_pictures()
+    assert "2 shorter lines are not drawn" in pictures["frontier"].alt
+    assert "lowest 0.25 at layer 0 (topk, k=4)" in pictures["layers"].alt
+    assert "k=4" not in pictures["frontier"].svg.split("</desc>")[1]
+
+
 # --- the command line
 
 
