@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from conftest import random_sae
+from hub_server import UPLOAD_WARNING
 
-from hubsae import charts, dictionary_card, drawing
+from hubsae import SAE, charts, dictionary_card, drawing
 from hubsae.axes import Axis, Scale
 from hubsae.charts import Picture, Point
 from hubsae.errors import DataError
@@ -304,3 +305,20 @@ def test_a_saved_dictionary_has_its_pictures_and_the_same_card_when_it_is_loaded
     sae.statistics, sae.metrics = {}, {}
     sae.save(tmp_path / "one" / "d")
     assert not list((tmp_path / "one").rglob("*.svg"))
+
+
+@pytest.mark.filterwarnings(UPLOAD_WARNING)
+def test_pictures_are_published_once_and_taken_away_with_what_they_showed(alice):
+    sae = random_sae()
+    sae.metrics = {"density_log10_histogram": METRICS["density_log10_histogram"]}
+    sae.push_to_hub("alice/drawn")
+    before = alice.head("alice/drawn")
+    assert "](assets/density.svg)" in alice.files("alice/drawn")["README.md"].decode()
+    assert alice.files("alice/drawn")["assets/density.svg"] == sae.card_pictures()["density"].svg.encode()
+    again = SAE.from_pretrained("alice/drawn")
+    again.push_to_hub("alice/drawn")
+    assert alice.head("alice/drawn") == before
+    again.metrics = {}
+    again.push_to_hub("alice/drawn")
+    assert "assets/density.svg" not in alice.files("alice/drawn")
+    assert "assets/" not in alice.files("alice/drawn")["README.md"].decode()
