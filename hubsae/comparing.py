@@ -227,5 +227,6 @@ def _short_name(dictionary: BoundDictionary) -> str:
         return (source.name if source.revision else Path(source.name).name)[: LONGEST_NAME - 10]
     rule = dictionary.config.sparsity
     k = f" k={rule['k']}" if "k" in rule else ""
-    sites = " + ".join(dict.fromkeys((*dictionary.config.reads, *dictionary.config.writes)))
+    reads, writes = dictionary.config.reads, dictionary.config.writes
+    sites = " + ".join(reads) + ("" if reads == writes else f" to {' + '.join(writes)}")
     return f"{sites} {rule['name']}{k} F={dictionary.n_features}"[10 - LONGEST_NAME :]

@@ -134,7 +134,7 @@ def notes_of(
             f"{model} ({_named(entries[i]['name'] for s in settings if s.model == model for i in s.members)})"
             for model in models
         )
-        yield f"They belong to {len(models)} language models: {'; '.join(parts)}."
+        yield f"They belong to different language models: {'; '.join(parts)}."
     yield from _of_texts(entries, settings)
     if len({group.writes for group in groups}) > 1:
         yield (

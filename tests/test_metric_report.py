@@ -147,7 +147,7 @@ def test_dictionaries_of_different_models_are_kept_apart_and_unknown_names_of_on
     local = {**BASE, "repo_id": None, "revision": None}
     report = planted(results, b=sae_of(base=other), c=sae_of(base=local))
     assert [group.names for group in report.groups] == [("a", "c"), ("b",)]
-    assert "2 language models: alice/tiny@aaaaaaaa (a, c); alice/larger@bbbbbbbb (b)" in " ".join(report.notes)
+    assert "different language models: alice/tiny@aaaaaaaa (a, c); alice/larger@bbbbbbbb (b)" in " ".join(report.notes)
     assert [group.label for group in report.groups] == [
         "layers.1.residual of alice/tiny@aaaaaaaa",
         "layers.1.residual of alice/larger@bbbbbbbb",
