@@ -223,7 +223,7 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
             force_download=force_download,
             local_files_only=local_files_only,
             token=token,
-            subfolder=subfolder,
+            **({} if subfolder is None else {"subfolder": subfolder}),  # a subclass may have the mixin's own signature
             **model_kwargs,
         )
 

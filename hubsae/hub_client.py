@@ -1,6 +1,7 @@
 """The Hub's client: introduced as hubsae, its errors turned into ours, repositories as folders of one commit."""
 
 import contextlib
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,11 +9,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from httpx2 import HTTPError, TransportError
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, ResolvedRevision, hf_hub_download, snapshot_download
 from huggingface_hub import errors as hf
 
-from hubsae.errors import ConfigError, HubError, HubsaeError
+from hubsae.errors import ConfigError, HubError, HubsaeError, warn
 
+_MAYBE_SENT = "what was sent may have arrived all the same. Try again: an unchanged push makes no commit"
+_FORBIDDEN = "this token may not do that; to write it needs write access to this namespace, to read a grant on the page"
 NO_ANSWER = (ConnectionError, TransportError)  # what the client raises where nobody answers
 
 
@@ -45,6 +48,8 @@ def hub_errors(repo_id: str, revision: str | None = None, repo_type: str | None 
     except hf.RevisionNotFoundError as error:
         raise HubError(f"{at}: the repository exists, but it has no revision {revision!r}") from error
     except (hf.OfflineModeIsEnabled, hf.RevisionResolutionError, hf.LocalEntryNotFoundError) as error:
+        if isinstance(error.__cause__, hf.HfHubHTTPError):
+            raise HubError(f"{at}: not in the local cache, and {http_reason(error.__cause__)}") from error
         raise HubError(
             f"{at}: not in the local cache, and the Hub was not asked or could not be reached "
             "(HF_HUB_OFFLINE, local_files_only, or no network); load it once while online"
@@ -57,15 +62,30 @@ def hub_errors(repo_id: str, revision: str | None = None, repo_type: str | None 
         raise HubError(f"{at}: token=True needs a saved token; run `hf auth login`") from error
     except hf.HfHubHTTPError as error:
         raise HubError(f"{at}: {http_reason(error)}") from error
+    except json.JSONDecodeError as error:
+        raise HubError(f"{at}: half an answer from the Hub, or somebody else's ({error}); {_MAYBE_SENT}") from error
     except ValueError as error:
         if isinstance(error, HubsaeError):
             raise
         raise HubError(f"{at}: the Hub does not take this card: {error}") from error
     except (ConnectionError, HTTPError) as error:  # what the client's transport raises
-        raise HubError(
-            f"{at}: no answer from the Hub ({error}); what was sent may have arrived all the same. "
-            "Try again: an unchanged push makes no commit"
-        ) from error
+        if "403 Forbidden" in str(error):  # Xet's client keeps the status in its text alone
+            raise HubError(f"{at}: {_FORBIDDEN}") from error
+        raise HubError(f"{at}: no answer from the Hub ({error}); {_MAYBE_SENT}") from error
+    except (OSError, RuntimeError) as error:  # a file that broke off, or whose sum is wrong
+        if isinstance(error, HubsaeError) or not _is_of_client(error):
+            raise
+        cause = error.__cause__
+        why = http_reason(cause) if isinstance(cause, hf.HfHubHTTPError) else str(error).partition("\n")[0]
+        raise HubError(f"{at}: a file did not get through, and no part of it is used ({why}); try again") from error
+
+
+def _is_of_client(error: BaseException) -> bool:
+    """Whether it was raised inside the client, and not by what was done while it was at work."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and str(frame.tb_frame.f_globals.get("__name__")).startswith("huggingface_hub")
 
 
 def http_reason(error: hf.HfHubHTTPError) -> str:
@@ -73,7 +93,7 @@ def http_reason(error: hf.HfHubHTTPError) -> str:
     status = error.response.status_code if error.response is not None else None
     reasons = {
         401: "the Hub does not accept this token; run `hf auth login`, or unset HF_TOKEN",
-        403: "this token may not do that; use one with write access to this namespace",
+        403: _FORBIDDEN,
         412: "the repository changed while this was being sent (or an answer was lost and the commit is there "
         "already); nothing was overwritten. Look at it and push again: an unchanged push makes no commit",
         429: "the Hub asks to slow down (429); try again in a few minutes",
@@ -94,14 +114,17 @@ def snapshot(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """The cached folder of `repo_id` at one commit, with the files that match `allow_patterns`."""
+    """The cached folder of `repo_id` at one commit, with the files that match `allow_patterns`.
+
+    Where the Hub does not answer, what the cache has of that revision is used, with a warning that says which commit.
+    """
     with hub_errors(repo_id, revision, repo_type), _without_notes():
         try:
             return Path(
                 snapshot_download(
                     repo_id,
                     repo_type=repo_type,
-                    revision=revision,
+                    revision=_resolved(repo_id, revision, repo_type, token, cache_dir, local_files_only),
                     allow_patterns=list(allow_patterns),
                     force_download=force_download,
                     token=token,
@@ -115,6 +138,40 @@ def snapshot(
             if isinstance(error, hf.LocalEntryNotFoundError):
                 raise
             raise HubError(f"{repo_id}: this {what} misses a file: {error}") from error
+
+
+class _Asking(HfApi):
+    """The client, which remembers that the Hub did not answer, where it goes on with what it has."""
+
+    unanswered: Exception | None = None
+
+    def repo_info(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().repo_info(*args, **kwargs)
+        except hf.OfflineModeIsEnabled:
+            raise
+        except (hf.HfHubHTTPError, *NO_ANSWER) as error:
+            self.unanswered = error
+            raise
+
+
+def _resolved(
+    repo_id: str,
+    revision: str | None,
+    repo_type: str,
+    token: str | bool | None,
+    cache_dir: str | Path | None,
+    local_files_only: bool,
+) -> ResolvedRevision:
+    """The commit of a revision: the Hub's word, or the cache's with a warning if the Hub is down or out of reach."""
+    api = _Asking(token=token, library_name="hubsae", library_version=library_version())
+    found = api.resolve_revision(
+        repo_id, repo_type=repo_type, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
+    )
+    if (error := api.unanswered) is not None:
+        why = http_reason(error) if isinstance(error, hf.HfHubHTTPError) else f"no answer ({error})"
+        warn(f"{repo_id}: {why}; using commit {found.resolved[:8]} of the cache, which may not be the newest")
+    return found
 
 
 @contextlib.contextmanager
