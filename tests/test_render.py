@@ -2,11 +2,13 @@ import re
 from pathlib import Path
 
 import jinja2
+import mlx.core as mx
 import pytest
 from conftest import random_sae
 from huggingface_hub import ModelCard
 
 from hubsae import render
+from hubsae.dictionary import Dictionary, DictionaryConfig
 from hubsae.errors import ConfigError, HubsaeWarning
 
 
@@ -115,3 +117,39 @@ def test_cards_of_two_dictionaries_do_not_share_metadata():
     assert "base_model" not in three.data.to_dict()
     assert two.data.to_dict()["base_model_relation"] == "adapter"
     assert {"mlx"}.isdisjoint(two.data.to_dict()["tags"])
+
+
+@pytest.mark.parametrize(
+    ("reads", "writes", "more", "what"),
+    [
+        (["layers.1.mlp_in"], ["layers.1.mlp"], {}, "A transcoder"),
+        (["layers.1.mlp_in"], ["layers.1.mlp"], {"skip": True}, "A skip transcoder"),
+        (["layers.0", "layers.1"], ["layers.0", "layers.1"], {}, "A crosscoder"),
+        (
+            ["layers.0", "1:layers.1"],
+            ["layers.0", "1:layers.1"],
+            {"base_models": ({}, {"repo_id": "a/b"})},
+            "A crosscoder",
+        ),
+    ],
+)
+def test_cards_of_all_kinds_have_code_that_is_code_and_no_empty_places(reads, writes, more, what):
+    d_in, d_out = 8 * len(reads), 8 * len(writes)
+    sites = {"reads": reads, "writes": writes, "read_widths": [8] * len(reads), "write_widths": [8] * len(writes)}
+    config = DictionaryConfig(**sites, n_features=4, sparsity={"name": "topk", "k": 2}, **more)
+    shapes = Dictionary.array_shapes(config)
+    card = Dictionary(config, {name: mx.zeros(shape) for name, shape in shapes.items()}).generate_model_card(
+        repo_id="a/b_c"
+    )
+    assert (shapes["W_enc"][0], shapes["W_dec"][1]) == (d_in, d_out)
+    assert f"\n{what} that reads" in card.text
+    for block in re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL):
+        compile(block, "card", "exec")
+    assert r'title = "a/b\_c, a ' in card.text
+    assert "None" not in card.text
+    assert "| - |" not in card.text
+    assert ("evaluate(texts=" in card.text) == (len(config.base_models) > 1)
+
+
+def test_text_of_a_bibtex_entry_ends_nothing():
+    assert render.tex('a_b"} \\input{x}\n%$#&~^```') == r"a\_b inputx"
