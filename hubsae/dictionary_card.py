@@ -111,8 +111,9 @@ def values(kind: str, rule: str, skip: bool, statistics: Mapping) -> dict[str, A
 
 def _family(family: Any) -> dict[str, str] | None:
     """The index and the collection that it is part of; see `family`."""
-    found = {name: family.get(name) for name in ("index", "collection")} if isinstance(family, Mapping) else {}
-    return found if found and all(isinstance(value, str) for value in found.values()) else None
+    names, given = ("index", "collection"), _dict(family)
+    found = {name: value for name in names if isinstance(value := given.get(name), str)}
+    return found if len(found) == len(names) else None
 
 
 def _settings(kind: str, recipe: Mapping) -> list[dict[str, Any]]:
