@@ -128,10 +128,10 @@ def fit(
         }
         if target is not None and first:
             dictionary.save(target)  # kept, whatever happens while it is judged
-    for dictionary, target in zip(found, targets, strict=True):
-        judged = data.held_out_share and _judge(dictionary, models, data, name, _hub_id(run.dataset_name))
-        if judged and target is not None and first:
-            dictionary.save(target)
+    if data.held_out_share and _judge(found, models, data, name, _hub_id(run.dataset_name)) and first:
+        for dictionary, target in zip(found, targets, strict=True):
+            if target is not None:
+                dictionary.save(target)
     return found
 
 
@@ -223,20 +223,32 @@ def _checkpoints(jobs: Sequence[Job], data: ActivationDataset, config: SAEConfig
 
 
 def _judge(
-    dictionary: Questions, models: tuple[LanguageModel, ...], data: ActivationDataset, name: str, dataset: str | None
+    found: Sequence[Questions],
+    models: tuple[LanguageModel, ...],
+    data: ActivationDataset,
+    name: str,
+    dataset: str | None,
 ) -> bool:
-    """Fill `metrics` and `features` (numbers only) from the texts held out; warns, False, where they are too few."""
-    try:
-        result = evaluate.evaluate_chunks(dictionary, models, data.held_out_chunks)
-    except DataError as error:
-        warn(
-            f"the dictionary is trained but not judged: of so few texts hardly any were held out ({error}). "
-            "Call evaluate with other texts, or raise validation_split",
-        )
-        return False
+    """Fill `metrics` and `features` (numbers only) from the texts held out; warns, False, where they are too few.
+
+    Those of the same sites are judged together, in one pass of the model.
+    """
     label = f"{name}: texts held out from training"
-    dictionary.metrics = {**result.to_dict(), "data": {"name": label, "dataset": dataset}}
-    dictionary.features = measured(dictionary, result.firing, n_documents=result.n_documents, data=label)
+    groups: dict[tuple, list[Questions]] = {}
+    for dictionary in found:
+        groups.setdefault((dictionary.config.reads, dictionary.config.writes), []).append(dictionary)
+    for group in groups.values():
+        try:
+            results = evaluate.evaluate_together(group, models, data.held_out_chunks)
+        except DataError as error:
+            warn(
+                f"the dictionary is trained but not judged: of so few texts hardly any were held out ({error}). "
+                "Call evaluate with other texts, or raise validation_split",
+            )
+            return False
+        for dictionary, result in zip(group, results, strict=True):
+            dictionary.metrics = {**result.to_dict(), "data": {"name": label, "dataset": dataset}}
+            dictionary.features = measured(dictionary, result.firing, n_documents=result.n_documents, data=label)
     return True
 
 
