@@ -22,6 +22,9 @@ from hubsae.sites import Site, parse_sites
 from hubsae.store import CONFIG, REPORT, read_json
 
 _COLLECTION = re.compile(r"[\w.-]+/[\w.-]+-[0-9a-f]{24}", re.ASCII)
+_LAYERS = tuple(  # in names of folders; the second where the first finds none, since "average_l0" is no layer
+    re.compile(rf"(?:^|[/_.-])(?:{word})[/_.-]?0*([0-9]+)", re.IGNORECASE) for word in ("layers?|blocks?", "l|h")
+)
 _MOST_ITEMS = 200
 _SHOWN = 12
 
@@ -45,8 +48,8 @@ class Member:
         """Whether it reads there; one of which only the name is known, whether its name has this layer in it."""
         if self.reads is not None:
             return reads_there(self.reads, layer, component)
-        named = rf"(?:^|[/_.-])(?:layers?|blocks?|l|h)[/_.-]?0*{layer}(?![0-9])"
-        return layer is None or re.search(named, self.subfolder or "", re.IGNORECASE) is not None
+        found = next(filter(None, (pattern.findall(self.subfolder or "") for pattern in _LAYERS)), [])
+        return layer is None or str(layer) in found
 
 
 def reads_there(reads: Iterable[Site], layer: int | None, component: str | None) -> bool:
@@ -70,6 +73,7 @@ def choose(
     """
     found = members(source, revision, **access)
     fit = [one for one in found if one.fits(layer, component)]
+    fit = [one for one in fit if one.reads is not None] or fit  # rather than other libraries' forms of them
     if len(fit) > 1 and k is not None:
         fit = [one for one in fit if one.k == k] or fit
     if len(fit) == 1:

@@ -13,6 +13,7 @@ from hubsae.cli import main
 from hubsae.errors import ArtifactError, ConfigError, HubError
 from hubsae.family import distinct_names
 from hubsae.hub_client import hub_api
+from hubsae.members import Member
 
 pytestmark = pytest.mark.filterwarnings(UPLOAD_WARNING)
 INDEX = "alice/tiny-saes"
@@ -124,6 +125,27 @@ def test_a_repository_with_one_dictionary_has_to_be_of_that_layer(alice, family)
         load_sae(name, layer=2, subfolder="x")
     with pytest.raises(ConfigError, match="no revisions"):
         load_sae(family.collection, layer=1, revision="v1")
+
+
+def test_names_of_other_libraries_tell_the_layer():
+    cases = {
+        "layer_1/width_16k/average_l0_10": 1,
+        "layer_0/width_16k/average_l0_71": 0,
+        "blocks.10.hook_resid_post": 10,
+        "layers.07.mlp": 7,
+        "l12r_8x": 12,
+        "models/h.3": 3,
+        "saelens": None,
+    }
+    for name, layer in cases.items():
+        fits = [i for i in range(100) if Member("a/b", subfolder=name).fits(i, None)]
+        assert fits == ([] if layer is None else [layer]), name
+        assert Member("a/b", subfolder=name).fits(None, "mlp")
+
+
+def test_a_form_of_another_library_is_not_a_second_dictionary(alice):
+    judged(1, 4).push_to_hub("alice/both", also=["saelens"])
+    assert load_sae("alice/both", component="residual").source.name == "alice/both"
 
 
 def test_offline_the_index_answers_and_a_collection_says_why_not(alice, family):
