@@ -15,6 +15,10 @@ from huggingface_hub import get_cached_repo_tree
 from hubsae.hub_client import snapshot
 from hubsae.store import CONFIGS, STATISTICS, carried_texts
 
+_DAMAGED = (AttributeError, TypeError, KeyError, ValueError)  # what a listing that is none gives
+_MOST_FIRST = 1 << 30  # bytes: larger arrays come after the config, which says whether they are ours
+_UNKNOWN = ("", 0)
+
 
 def fetched(
     repo_id: str,
@@ -50,34 +54,44 @@ def fetched(
         snapshot(repo_id, revision=root.name, allow_patterns=list(map(glob.escape, paths)), **about)
 
     is_ours = str(folder / STATISTICS) in ids and any(str(folder / name) in ids for name in CONFIGS)
-    if arrays and is_ours and missing(wanted):
+    is_small = ids.get(str(folder / arrays), _UNKNOWN)[1] <= _MOST_FIRST if arrays else False
+    if arrays and is_ours and is_small and missing(wanted):
         if missing([arrays]):
             fetch(missing([arrays]))
         if (root / folder / arrays).is_file():
-            _unpack(root / folder, arrays, {name: ids.get(str(folder / name)) for name in wanted})
+            _unpack(root / folder, arrays, {name: ids.get(str(folder / name), _UNKNOWN)[0] for name in wanted})
     if left := missing(wanted):
         fetch(left)
     return root
 
 
-def _listing(repo_id: str, commit: str, repo_type: str, cache_dir: Any) -> dict[str, str]:
-    """File names of a commit and their ids in git, as the client remembers them; empty where it does not."""
+def _listing(repo_id: str, commit: str, repo_type: str, cache_dir: Any) -> dict[str, tuple[str, int]]:
+    """File names of a commit, their ids in git and sizes, as the client remembers them; empty where it does not."""
     try:
         files = get_cached_repo_tree(repo_id, revision=commit, repo_type=repo_type, cache_dir=cache_dir)
-    except hf.LocalEntryNotFoundError:
+        return {file.path: (file.blob_id, file.size) for file in files}
+    except (hf.CachedRepoTreeNotFoundError, hf.LocalEntryNotFoundError, *_DAMAGED):
         return {}
-    return {file.path: file.blob_id for file in files}
 
 
-def _unpack(folder: Path, arrays: str, ids: dict[str, str | None]) -> None:
+def _unpack(folder: Path, arrays: str, ids: dict[str, str]) -> None:
     """Put the texts that an arrays file carries beside it, where they are what the commit holds."""
     for name, text in carried_texts(folder / arrays).items():
-        data, target = text.encode(), folder / name
+        data, target = text.encode("utf-8", "surrogatepass"), folder / name
         own = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
         if ids.get(name) != own or target.exists():
             continue
         with contextlib.suppress(OSError):  # then it is downloaded
-            handle, temporary = tempfile.mkstemp(dir=folder)
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.replace(temporary, target)
+            _put(data, target, mode=(folder / arrays).stat().st_mode & 0o666)
+
+
+def _put(data: bytes, target: Path, mode: int) -> None:
+    """A whole file or none, which whoever reads the arrays can read too."""
+    handle, temporary = tempfile.mkstemp(dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, mode)
+        os.replace(temporary, target)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

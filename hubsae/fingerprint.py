@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,27 +25,36 @@ _MOST_TOKENS = 48
 
 
 def fingerprint(model: LanguageModel, sites: Iterable[Site], tokens: list[int] | None = None) -> Fingerprint | None:
-    """What `model` gives at `sites` for a fixed text, or for `tokens`; None where it cannot read them.
+    """What `model` gives at `sites` for a fixed text, or for `tokens`, and how well it predicts them; None where it
+    cannot read them, or gives nothing finite.
 
     Of each site: `norm`, the mean Euclidean norm of its rows, and `projected`, 16 sums over all positions but the
     first (where many models keep something huge) of the rows, scaled to norm 1, times fixed random signs, over the
     square root of their number. The root mean square of the differences between two such vectors estimates the
-    relative difference between the rows themselves.
+    relative difference between the rows themselves. `losses`: of each token but the first, in nats.
     """
     own = _own_tokens(model)
     tokens = own if tokens is None else tokens
     if own is None or tokens is None:
         return None
-    found: dict[str, dict[str, Any]] = {}
-    local = list(dict.fromkeys(site.of(0) for site in sites))
+    local = sorted({site.of(0) for site in sites})
     try:
-        run = model.run([tokens], read=local, logits=False)
-        for site in local:
-            rows = as_numpy(run.activations[site].astype(mx.float32)).reshape(len(tokens), -1)[1:]
-            found[str(site)] = _numbers(rows.astype(np.float64))
+        run = model.run([tokens], read=local)
     except HubsaeError:  # other tokens or sites than it has, which is said elsewhere
         return None
-    return Fingerprint(tokens=tokens, own_tokens=own, sites=found)
+    found = {}
+    for site in local:
+        rows = as_numpy(run.activations[site].astype(mx.float32)).reshape(len(tokens), -1)[1:]
+        numbers = _numbers(rows.astype(np.float64))
+        if math.isfinite(numbers["norm"]) and all(map(math.isfinite, numbers["projected"])):
+            found[str(site)] = numbers
+    assert run.logits is not None
+    logits = run.logits[0, :-1].astype(mx.float32)
+    losses = mx.logsumexp(logits, axis=-1) - mx.take_along_axis(logits, mx.array(tokens[1:])[:, None], axis=-1)[:, 0]
+    told = [round(float(value), 4) for value in as_numpy(losses)]
+    if not found or not all(map(math.isfinite, told)):
+        return None
+    return Fingerprint(tokens=tokens, own_tokens=own, losses=told, sites=found)
 
 
 def _own_tokens(model: LanguageModel) -> list[int] | None:

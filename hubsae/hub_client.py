@@ -32,8 +32,11 @@ def hub_api(token: str | bool | None = None) -> HfApi:
 
 
 @contextlib.contextmanager
-def hub_errors(repo_id: str, revision: str | None = None, repo_type: str | None = None) -> Iterator[None]:
+def hub_errors(
+    repo_id: str, revision: str | None = None, repo_type: str | None = None, *, writes: bool = False
+) -> Iterator[None]:
     """Context that turns what the Hub client raises about `repo_id` into a `HubError` that says what to do."""
+    lost = _MAYBE_SENT if writes else "try again"
     at = f"{repo_id}@{revision}" if revision else repo_id
     try:
         yield
@@ -63,15 +66,17 @@ def hub_errors(repo_id: str, revision: str | None = None, repo_type: str | None 
     except hf.HfHubHTTPError as error:
         raise HubError(f"{at}: {http_reason(error)}") from error
     except json.JSONDecodeError as error:
-        raise HubError(f"{at}: half an answer from the Hub, or somebody else's ({error}); {_MAYBE_SENT}") from error
+        raise HubError(f"{at}: half an answer from the Hub, or somebody else's ({error}); {lost}") from error
+    except UnicodeError as error:
+        raise HubError(f"{at}: the token or the name holds a character that cannot be sent ({error})") from error
     except ValueError as error:
         if isinstance(error, HubsaeError):
             raise
-        raise HubError(f"{at}: the Hub does not take this card: {error}") from error
+        raise HubError(f"{at}: {'the Hub does not take this card: ' if writes else ''}{error}") from error
     except (ConnectionError, HTTPError) as error:  # what the client's transport raises
         if "403 Forbidden" in str(error):  # Xet's client keeps the status in its text alone
             raise HubError(f"{at}: {_FORBIDDEN}") from error
-        raise HubError(f"{at}: no answer from the Hub ({error}); {_MAYBE_SENT}") from error
+        raise HubError(f"{at}: no answer from the Hub ({error}); {lost}") from error
     except (OSError, RuntimeError) as error:  # a file that broke off, or whose sum is wrong
         if isinstance(error, HubsaeError) or not _is_of_client(error):
             raise
@@ -124,7 +129,7 @@ def snapshot(
                 snapshot_download(
                     repo_id,
                     repo_type=repo_type,
-                    revision=_resolved(repo_id, revision, repo_type, token, cache_dir, local_files_only),
+                    revision=resolved(repo_id, revision, repo_type, token, cache_dir, local_files_only)[0],
                     allow_patterns=list(allow_patterns),
                     force_download=force_download,
                     token=token,
@@ -141,13 +146,15 @@ def snapshot(
 
 
 class _Asking(HfApi):
-    """The client, which remembers that the Hub did not answer, where it goes on with what it has."""
+    """The client, which remembers the Hub's answer, or that there was none where it goes on with what it has."""
 
     unanswered: Exception | None = None
+    info: Any = None
 
     def repo_info(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super().repo_info(*args, **kwargs)
+            self.info = super().repo_info(*args, **kwargs)
+            return self.info
         except hf.OfflineModeIsEnabled:
             raise
         except (hf.HfHubHTTPError, *NO_ANSWER) as error:
@@ -155,15 +162,18 @@ class _Asking(HfApi):
             raise
 
 
-def _resolved(
+def resolved(
     repo_id: str,
     revision: str | None,
     repo_type: str,
     token: str | bool | None,
     cache_dir: str | Path | None,
     local_files_only: bool,
-) -> ResolvedRevision:
-    """The commit of a revision: the Hub's word, or the cache's with a warning if the Hub is down or out of reach."""
+) -> tuple[ResolvedRevision, Any]:
+    """The commit of a revision: the Hub's word, or the cache's with a warning if the Hub is down or out of reach.
+
+    And what the Hub says of it, None where it was not asked.
+    """
     api = _Asking(token=token, library_name="hubsae", library_version=library_version())
     found = api.resolve_revision(
         repo_id, repo_type=repo_type, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
@@ -171,7 +181,7 @@ def _resolved(
     if (error := api.unanswered) is not None:
         why = http_reason(error) if isinstance(error, hf.HfHubHTTPError) else f"no answer ({error})"
         warn(f"{repo_id}: {why}; using commit {found.resolved[:8]} of the cache, which may not be the newest")
-    return found
+    return found, api.info
 
 
 @contextlib.contextmanager
@@ -224,13 +234,23 @@ def subfolder_path(subfolder: str | None) -> PurePosixPath:
     return path
 
 
+def tagged(api: HfApi, repo_id: str, tag: str, repo_type: str = "model") -> str | None:
+    """The commit that a tag names, None where there is no such tag."""
+    tags = api.list_repo_refs(repo_id, repo_type=repo_type).tags
+    return next((one.target_commit for one in tags if one.name == tag), None)
+
+
 def tag_commit(api: HfApi, repo_id: str, tag: str, commit: str, repo_type: str = "model") -> None:
-    """Name a commit that was just made; `HubError` says that it was made where naming it fails."""
+    """Name a commit, unless it has this name; `HubError` says that it is there where naming it fails."""
     try:
         api.create_tag(repo_id, tag=tag, revision=commit, repo_type=repo_type)
     except hf.HfHubHTTPError as error:
-        why = http_reason(error)
-        raise HubError(f"{repo_id}: commit {commit[:8]} was made, but not tagged {tag!r}: {why}") from error
+        status = error.response.status_code if error.response is not None else None
+        other = tagged(api, repo_id, tag, repo_type) if status == 409 else None
+        if other == commit:
+            return
+        why = f"that tag names {other[:8]}; choose another" if other else http_reason(error)
+        raise HubError(f"{repo_id}: commit {commit[:8]} is there, but not tagged {tag!r}: {why}") from error
 
 
 def local_folder(name: str | Path) -> Path | None:

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from hubsae.errors import CompatibilityError, ConfigError, warn
+from hubsae.errors import CompatibilityError, ConfigError, SiteError, warn
+from hubsae.sites import Site
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ SIGNS = 16  # projections of a fingerprint
 SAME_WITHIN = (
     0.03  # of fingerprints: rounding weights to bf16 gives up to 0.023, 8 bits 0.013, 6 bits 0.03, 4 bits 0.14
 )
-_MOST_TOKENS = 256
+SAME_LOSSES = 0.1  # nats, of losses of single tokens
+_MOST_TOKENS, _MOST_SITES, _LARGEST = 256, 200, 1e30
 _STRUCTURE = {
     "model_type": "architecture",
     "hidden_size": "residual width",
@@ -48,52 +50,73 @@ _STRUCTURE = {
 class Fingerprint:
     """What a model does with a fixed text, see `fingerprint.fingerprint`: `tokens` were run, `own_tokens` are its own.
 
-    sites: of each, `norm` and `projected`.
+    losses: of the tokens but the first, in nats. sites: of each, `norm` and `projected`.
     """
 
     tokens: list[int]
     own_tokens: list[int]
+    losses: list[float]
     sites: dict[str, dict[str, Any]]
 
     @classmethod
     def from_dict(cls, data: dict) -> "Fingerprint":
         """From a config's entry; `ConfigError` for what is none."""
-        tokens, own, sites = (data.get(key) for key in ("tokens", "own_tokens", "sites"))
+        tokens, own, losses, sites = (data.get(key) for key in ("tokens", "own_tokens", "losses", "sites"))
         ids = (isinstance(t, list) and 1 < len(t) <= _MOST_TOKENS and all(map(_is_id, t)) for t in (tokens, own))
-        if not all(ids) or not isinstance(sites, dict) or not sites or not all(map(_is_mark, sites.values())):
+        known = isinstance(sites, dict) and 0 < len(sites) <= _MOST_SITES and all(map(_is_site, sites))
+        if not all(ids) or not known or not all(map(_is_mark, cast(dict, sites).values())):
             raise ConfigError(
                 f"base_model, fingerprint: expected tokens, own_tokens and sites with {SIGNS} numbers each"
             )
-        return cls(cast(list, tokens), cast(list, own), sites)
+        if not _are_numbers(losses, len(cast(list, tokens)) - 1):
+            raise ConfigError("base_model, fingerprint: expected a loss of each token but the first")
+        return cls(cast(list, tokens), cast(list, own), cast(list, losses), cast(dict, sites))
 
     def difference(self, other: "Fingerprint") -> float | None:
         """The estimated relative difference between the activations, 0 to about 1.4; None where nothing is comparable.
 
-        Of several sites the largest; norms that differ count as much as directions.
+        Of several sites the largest, infinite where one has none; norms that differ count as much as directions.
         """
-        shared = self.sites.keys() & other.sites.keys()
-        if self.tokens != other.tokens or not shared:
+        if self.tokens != other.tokens:
             return None
-        return max(_apart(self.sites[site], other.sites[site]) for site in shared)
+        pairs = ((self.sites[site], other.sites.get(site)) for site in sorted(self.sites))
+        return max(math.inf if theirs is None else _apart(own, theirs) for own, theirs in pairs)
+
+    def loss_difference(self, other: "Fingerprint") -> float:
+        """Root mean square of the differences between the losses of the tokens, in nats."""
+        return _rms(self.losses, other.losses) if self.tokens == other.tokens else math.inf
 
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
 
 
+def _is_site(text: Any) -> bool:
+    try:
+        return str(Site.parse(text)) == text
+    except SiteError:
+        return False
+
+
 def _is_mark(mark: Any) -> bool:
-    numbers = [mark.get("norm"), *mark["projected"]] if isinstance(mark, dict) and _is_list(mark) else []
-    return bool(numbers) and all(isinstance(n, int | float) and math.isfinite(n) for n in numbers) and numbers[0] >= 0
+    if not isinstance(mark, dict) or not _are_numbers([mark.get("norm")], 1):
+        return False
+    return mark["norm"] >= 0 and _are_numbers(mark.get("projected"), SIGNS)
 
 
-def _is_list(mark: dict) -> bool:
-    return isinstance(mark.get("projected"), list) and len(mark["projected"]) == SIGNS
+def _are_numbers(values: Any, n: int) -> bool:
+    """Whether it is a list of n numbers of a size that squares are of, too."""
+    kinds = isinstance(values, list) and len(values) == n and all(type(value) in (int, float) for value in values)
+    return kinds and all(-_LARGEST <= value <= _LARGEST for value in values)
+
+
+def _rms(a: list[float], b: list[float]) -> float:
+    return math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) / len(a))
 
 
 def _apart(a: dict[str, Any], b: dict[str, Any]) -> float:
-    squares = [(x - y) ** 2 for x, y in zip(a["projected"], b["projected"], strict=True)]
     norms = abs(a["norm"] - b["norm"]) / max(a["norm"], b["norm"], 1e-30)
-    return max(math.sqrt(sum(squares) / len(squares)), norms)
+    return max(_rms(a["projected"], b["projected"]), norms)
 
 
 @dataclass(frozen=True)
@@ -195,19 +218,19 @@ def _as_it_behaves(fields: list[Compared], recorded: Fingerprint | None, found: 
     apart = recorded.difference(found) if recorded and found else None
     if apart is None or recorded is None or found is None:
         return fields
-    agree = apart <= SAME_WITHIN
+    losses = recorded.loss_difference(found)
+    agree, predicts = apart <= SAME_WITHIN, losses <= SAME_LOSSES
     same_tokens = recorded.own_tokens == found.own_tokens
     out = []
     for one in fields:
-        settled = same_tokens if one.field.startswith("tokenizer, ") else agree
+        settled = same_tokens if one.field.startswith("tokenizer, ") else agree and predicts
         out.append(replace(one, verdict="equivalent") if settled and one.verdict == "warning" else one)
     of, there = "of a fixed text", "" if same_tokens else "other "
+    sites = ", ".join(list(recorded.sites)[:4])
     away = f"{100 * apart:.2g} % away from them"
-    out.append(
-        Compared(
-            f"activations {of}", f"those of {', '.join(list(recorded.sites)[:4])}", away, "same" if agree else "warning"
-        )
-    )
+    out.append(Compared(f"activations {of}", f"those of {sites}", away, "same" if agree else "warning"))
+    a, b = (f"{sum(one.losses) / len(one.losses):.3f} nats a token" for one in (recorded, found))
+    out.append(Compared(f"losses {of}", a, f"{b}, {losses:.2g} apart", "same" if predicts else "warning"))
     a, b = f"{len(recorded.own_tokens)} tokens", f"{len(found.own_tokens)} {there}tokens"
     out.append(Compared(f"tokens {of}", a, b, "same" if same_tokens else "warning"))
     return out
@@ -300,8 +323,10 @@ def judge(differences: list[Difference], check: Check, what: str) -> list[Differ
     refused = ("error", "warning", "equivalent") if check == "strict" else ("error",)
     bad = [d for d in differences if d.severity in refused]
     if bad:
+        alike = all(d.severity == "equivalent" for d in bad)
+        why = f" (other files, but activations of a fixed text within {100 * SAME_WITHIN:.0f} %)" if alike else ""
         raise CompatibilityError(
-            f"{what} was made for another model than the one at hand: {'; '.join(map(str, bad))}. "
+            f"{what} was made for another model than the one at hand: {'; '.join(map(str, bad))}{why}. "
             "Load the recorded base model, or pass check='ignore' to use it all the same"
         )
     doubts = [d for d in differences if d.severity == "warning"]

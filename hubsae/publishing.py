@@ -42,7 +42,7 @@ def publish(artifact: Any, repo_id: str, push: Push, token: str | None) -> Commi
     asked = forms.checked(push.also, artifact.forms, artifact._write_form)
     chosen = None if push.license is None else licences.chosen(push.license)
     api, kind, branch = hub_api(token), artifact.repo_type, push.branch
-    with hub_errors(repo_id, branch, kind), put_back(artifact, "statistics"):
+    with hub_errors(repo_id, branch, kind, writes=True), put_back(artifact, "statistics"):
         repo_id = api.create_repo(repo_id, repo_type=kind, private=push.private, exist_ok=True).repo_id
         if branch:
             api.create_branch(repo_id, repo_type=kind, branch=branch, exist_ok=True)

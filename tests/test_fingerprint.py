@@ -104,6 +104,26 @@ def test_a_change_behind_the_dictionary_is_seen_at_the_last_layer(sae, demo_fold
     assert found["activations of a fixed text"].verdict == "warning"
 
 
+def test_a_head_that_predicts_something_else_is_seen(sae, demo_folder):
+    other = InterpretableModel(demo_folder)
+    norm = other.model.model.norm
+    norm.weight = norm.weight * 0
+    found = {one.field: one.verdict for one in sae.compared_with(other)}
+    assert found["activations of a fixed text"] == "same"
+    assert found["losses of a fixed text"] == "warning"
+
+
+def test_what_is_not_finite_is_no_measurement_and_stops_no_training(known, demo_folder, demo_texts):
+    other = InterpretableModel(demo_folder)
+    norm = other.model.layers[3].input_layernorm
+    norm.weight = norm.weight * mx.nan
+    assert fingerprint(other, SITES) is None
+    lost = replace(known.fingerprint, sites={"layers.1.residual": known.fingerprint.sites["layers.1.residual"]})
+    assert known.fingerprint.difference(lost) == float("inf")
+    trained = other.train_sae(0, demo_texts[:700], "residual", expansion_factor=1, progress=False, validation_split=0)
+    assert trained.base_model.fingerprint is None
+
+
 def test_a_tokenizer_file_that_changes_no_token_is_equivalent(sae, demo_folder, tmp_path):
     shutil.copytree(demo_folder, tmp_path / "m")
     path = tmp_path / "m" / "tokenizer_config.json"
@@ -138,6 +158,12 @@ def test_signs_are_the_same_for_ever():
         {"sites": {"layers.1.residual": {"norm": 1.0, "projected": [0.0]}}},
         {"sites": {"layers.1.residual": {"norm": float("nan"), "projected": [0.0] * SIGNS}}},
         {"sites": {"layers.1.residual": 3}},
+        {"sites": {"layers.1.residual": {"norm": 10**400, "projected": [0.0] * SIGNS}}},
+        {"sites": {"layers.1.residual": {"norm": 1.0, "projected": [1e200] * SIGNS}}},
+        {"sites": {"layers.1.residual": {"norm": True, "projected": [0.0] * SIGNS}}},
+        {"sites": {"foo": {"norm": 1.0, "projected": [0.0] * SIGNS}}},
+        {"losses": [0.0]},
+        {"losses": None},
     ],
 )
 def test_what_is_no_fingerprint_is_refused(known, damage):

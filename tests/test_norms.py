@@ -60,7 +60,7 @@ def test_a_transcoder_of_normalised_activations_needs_the_model_and_folds_its_ga
         load_sae(folder, subfolder=subfolder)
     d, rng = case.info["d_in"], np.random.default_rng(0)
     gain, bias = rng.uniform(0.5, 2, d).astype(np.float32), rng.standard_normal(d).astype(np.float32)
-    monkeypatch.setattr("hubsae.api.norm_before", lambda model, site: (gain, bias))
+    monkeypatch.setattr("hubsae.loading.norm_before", lambda model, site: (gain, bias))
     monkeypatch.setattr("hubsae.api.BoundDictionary.bind", lambda *_: [])
     found = load_sae(folder, (architectures.build("llama"), object()), subfolder=subfolder)
     expected = case.expected
@@ -75,11 +75,11 @@ def test_a_norm_of_another_width_or_without_gain_is_refused(tmp_path, monkeypatc
     case = Case("saelens_transcoder")
     folder, model = case.copied(tmp_path), (architectures.build("llama"), object())
     wide = np.ones(32, np.float32)
-    monkeypatch.setattr("hubsae.api.norm_before", lambda model, site: (wide, wide))
+    monkeypatch.setattr("hubsae.loading.norm_before", lambda model, site: (wide, wide))
     with pytest.raises(ArtifactError, match="has 32 columns"):
         load_sae(folder, model)
     flat = np.ones(12, np.float32)
     flat[3] = 0
-    monkeypatch.setattr("hubsae.api.norm_before", lambda model, site: (flat, flat))
+    monkeypatch.setattr("hubsae.loading.norm_before", lambda model, site: (flat, flat))
     with pytest.raises(ArtifactError, match="1 of them with gain 0"):
         load_sae(folder, model)

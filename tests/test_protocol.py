@@ -61,7 +61,7 @@ def main_cases(repo: str) -> None:
     assert titles(request.pr_revision)[0] == "proposed"
     for revision, wanted in ((None, sae), ("v1", sae), (first, sae), ("next", other), (request.pr_revision, other)):
         assert same(load_sae(repo, revision=revision), wanted)
-    with pytest.raises(HubError, match="was made, but not tagged 'v1'"):
+    with pytest.raises(HubError, match="is there, but not tagged 'v1'"):
         other.push_to_hub(repo, commit_message="third", tag="v1")
     assert titles() == ["third", "first", "initial commit"]
     assert same(load_sae(repo, revision="v1"), sae)

@@ -41,7 +41,7 @@ def push(
     `private` is wanted.
     """
     api = hub_api(token)
-    with tempfile.TemporaryDirectory() as temporary, hub_errors(repo_id):
+    with tempfile.TemporaryDirectory() as temporary, hub_errors(repo_id, writes=True):
         folder = dashboard.write(Path(temporary, "site"), progress)
         repo_id, is_new = _created(api, repo_id, private)
         info = api.space_info(repo_id)

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import errors as hf
 
 from hubsae.errors import ArtifactError, ConfigError, HubError
-from hubsae.hub_client import NO_ANSWER, Source, hub_api, hub_errors, local_folder, snapshot
+from hubsae.hub_client import NO_ANSWER, Source, hub_api, hub_errors, local_folder, resolved, snapshot
 
 _MOST_FILES = 200_000
 _NO_FILE = "/"
@@ -105,12 +105,13 @@ def open_files(
     access = {"repo_id": repo_id, "subfolder": None, "token": token, "repo_type": "model"}
     access |= {"cache_dir": cache_dir, "local_files_only": local_files_only}
     with hub_errors(repo_id, revision, "model"):
+        commit, info = resolved(repo_id, revision, "model", token, cache_dir, local_files_only)
         try:
             if local_files_only:
                 raise hf.OfflineModeIsEnabled
-            info = hub_api(token).model_info(repo_id, revision=revision)
-        except (hf.OfflineModeIsEnabled, hf.HfHubHTTPError, *NO_ANSWER) as error:
-            if (root := _cached(repo_id, revision, cache_dir)) is None or isinstance(error, hf.RevisionNotFoundError):
+            info = info or hub_api(token).model_info(repo_id, revision=commit.resolved)
+        except (hf.OfflineModeIsEnabled, hf.HfHubHTTPError, *NO_ANSWER):
+            if (root := _cached(repo_id, commit.resolved, cache_dir)) is None:
                 raise
             return RepoFiles(Source(repo_id, root.name, access), _listed(root))
     names = sorted(file.rfilename for file in info.siblings or [])
@@ -118,11 +119,11 @@ def open_files(
     return RepoFiles(Source(repo_id, info.sha, access), tuple(inside))
 
 
-def _cached(repo_id: str, revision: str | None, cache_dir: Any) -> Path | None:
-    """What the cache holds of a repository, which is all there is where the Hub does not answer."""
+def _cached(repo_id: str, commit: str, cache_dir: Any) -> Path | None:
+    """What the cache holds of a commit, which is all there is where the Hub does not answer."""
     cached: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": True}
     try:  # a pattern that no file has: the client wants whatever matches to be there
-        return snapshot(repo_id, revision=revision, allow_patterns=[_NO_FILE], what="dictionary", **cached)
+        return snapshot(repo_id, revision=commit, allow_patterns=[_NO_FILE], what="dictionary", **cached)
     except HubError:
         return None
 
