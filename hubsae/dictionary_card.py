@@ -94,14 +94,18 @@ def results(metrics: Mapping) -> list[EvalResult]:
 def values(kind: str, rule: str, skip: bool, statistics: Mapping) -> dict[str, Any]:
     """What the template needs beside config, statistics and metrics.
 
-    settings: of the training, each with its default, and whether another value was chosen. duration: of the training.
+    settings: of the training, each with its default, and whether another value was chosen. duration: of the training,
+    which `n_beside` others shared. held_out: whether some of its texts were kept from it.
     """
     licence, made_by = statistics.get("licence"), (rule, kind, *(["skip"] if skip else []))
+    recipe = _dict(statistics.get("recipe"))
     return {
         "papers": [_PAPERS[name] for name in made_by if name in _PAPERS],
         "licence": licence if licences.is_licence(licence) else None,
-        "settings": _settings(kind, _dict(statistics.get("recipe"))),
+        "settings": _settings(kind, recipe),
         "duration": _duration(_number(statistics.get("seconds"))),
+        "n_beside": max(0, int(_number(statistics.get("trained_together")) or 1) - 1),
+        "held_out": (_number(recipe.get("validation_split")) or 0) > 0,
         "datasets": _datasets(statistics),
         "family": _family(statistics.get("family")),
         "examples": [],
@@ -159,12 +163,13 @@ def _density(metrics: Mapping, n_features: int) -> Picture | None:
     on = f"{n_tokens:,.0f} held-out tokens" if n_tokens else "the held-out tokens"
     alt = f"Of {n_features:,} features {never:,.0f} ({_share(never / n_features)}) never fire on {on}"
     alt = alt if never else f"All {n_features:,} features fire on {on}"
-    n_alive = sum(counts)
-    if n_alive and (half := _half(edges, counts)) < 0:
-        alt += f"; half of {'the others' if never else 'them'} fire on fewer than {_share(10**half)} of the tokens"
+    median = _number(metrics.get("density_median")) or 0.0
+    known = 0 < median <= 1 and sum(counts) > 0
+    if known:
+        alt += f"; half of {'those that fire' if never else 'them'} do so on at most {_share(median)} of the tokens"
     often = sum(count for edge, count in zip(edges, counts, strict=False) if edge >= -1)
     if often and -1 in edges:
-        alt += f", {often:,.0f} on 10 % or more"
+        alt += f"{',' if known else ';'} {often:,.0f} {'' if known else 'fire '}on 10 % or more"
     first = next((i for i, count in enumerate(counts) if count), 0)
     first = max(i for i, edge in enumerate(edges) if i == 0 or (i <= first and edge == math.floor(edge)))
     return charts.histogram(
@@ -176,16 +181,6 @@ def _density(metrics: Mapping, n_features: int) -> Picture | None:
         alt=alt + ".",
         apart=("never", never),
     )
-
-
-def _half(edges: Sequence[float], counts: Sequence[float]) -> float:
-    """The edge below which at least half of what is counted lies."""
-    so_far = 0.0
-    for edge, count in zip(edges[1:], counts, strict=True):
-        so_far += count
-        if 2 * so_far >= sum(counts):
-            return edge
-    return edges[-1]
 
 
 def _training(statistics: Mapping, metrics: Mapping) -> Picture | None:

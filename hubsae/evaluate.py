@@ -55,11 +55,12 @@ class Evaluation:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
-        """For metrics.json: density as a histogram of log10, what is not finite as None."""
+        """For metrics.json: density as a histogram of log10 and its median where not 0; what is not finite as None."""
         data = {item.name: getattr(self, item.name) for item in fields(self)}
         density = data.pop("density")
         del data["firing"]
         data["density_log10_histogram"] = density_histogram(density)
+        data["density_median"] = float(np.median(density[density > 0])) if density.any() else None
         data["fvu_per_site"] = {site: _finite(value) for site, value in self.fvu_per_site.items()}
         data["ce_recovered_per_model"] = [_finite(value) for value in self.ce_recovered_per_model]
         data["intervals"] = {name: [_finite(v) for v in pair] for name, pair in self.intervals.items()}

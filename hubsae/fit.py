@@ -125,6 +125,7 @@ def fit(
             "recipe": asdict(w.config),
             "data": {"name": name, "epochs": w.config.num_epochs, **data.describe(), **curated},
             "environment": _environment(),
+            **({"trained_together": len(found)} if len(found) > 1 else {}),  # in the seconds that each records
         }
         if target is not None and first:
             dictionary.save(target)  # kept, whatever happens while it is judged
@@ -233,7 +234,7 @@ def _judge(
 
     Those of the same sites are judged together, in one pass of the model.
     """
-    label = f"{name}: texts held out from training"
+    label = f"texts held out from {name}"
     groups: dict[tuple, list[Questions]] = {}
     for dictionary in found:
         groups.setdefault((dictionary.config.reads, dictionary.config.writes), []).append(dictionary)

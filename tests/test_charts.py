@@ -198,6 +198,7 @@ def test_what_cannot_be_drawn_is_said():
 METRICS: dict[str, Any] = {
     "n_tokens": 1000,
     "fvu": 0.25,
+    "density_median": 0.0042,
     "density_log10_histogram": {
         "edges": [-3, -2.5, -2, -1.5, -1, -0.5, 0],
         "counts": [10, 20, 20, 6, 4, 0],
@@ -214,9 +215,12 @@ def test_the_pictures_of_a_card_state_their_findings():
     found = dictionary_card.pictures(WRITES, 64, {"log": LOG}, METRICS)
     assert tuple(found) == dictionary_card.PICTURES
     assert found["density"].alt == (
-        "Of 64 features 4 (6.2 %) never fire on 1,000 held-out tokens; half of the others fire on fewer than 1 % of "
-        "the tokens, 4 on 10 % or more."
+        "Of 64 features 4 (6.2 %) never fire on 1,000 held-out tokens; half of those that fire do so on at most 0.42 % "
+        "of the tokens, 4 on 10 % or more."
     )
+    for unknown in (None, "0.1", -1, 3, math.nan, []):
+        alt = dictionary_card.pictures(WRITES, 64, {}, {**METRICS, "density_median": unknown})["density"].alt
+        assert alt == "Of 64 features 4 (6.2 %) never fire on 1,000 held-out tokens; 4 fire on 10 % or more."
     assert found["training"].alt == (
         "Over 2,000 tokens the fraction of variance unexplained went from 1 to 0.05; at most 20 % of the features were "
         "dead at once, 20 % at the end. On held-out texts it is 0.25."
@@ -288,8 +292,13 @@ def test_a_saved_dictionary_has_its_pictures_and_the_same_card_when_it_is_loaded
             "dead_after_rows": 500,
             "peak_learning_rate": 0.005,
             "seconds": 12.5,
+            "trained_together": 4,
         },
-        **{"log": LOG, "recipe": {"k": 4, "matryoshka": (0.25, 1.0)}, "data": {"name": "alice/texts"}},
+        **{
+            "log": LOG,
+            "recipe": {"k": 4, "matryoshka": (0.25, 1.0), "validation_split": 0.05},
+            "data": {"name": "alice/texts"},
+        },
     }
     sae.metrics = {"density_log10_histogram": METRICS["density_log10_histogram"]}
     sae.save(tmp_path / "one" / "d")
@@ -301,7 +310,8 @@ def test_a_saved_dictionary_has_its_pictures_and_the_same_card_when_it_is_loaded
     assert "![Of 64 features 4 (6.2 %) never fire" in card
     assert "| `matryoshka` | `[0.25, 1.0]` | `None` |" in card
     assert "datasets:\n- alice/texts\n" in card
-    assert "in 12 s" in card
+    assert "in 12 s, together with 3 others in one pass" in card
+    assert "(https://huggingface.co/datasets/alice/texts), without the texts held out |" in card
     sae.statistics, sae.metrics = {}, {}
     sae.save(tmp_path / "one" / "d")
     assert not list((tmp_path / "one").rglob("*.svg"))

@@ -91,6 +91,7 @@ def test_numbers_fall_inside_their_intervals_and_survive_json(demo_model, demo_t
     assert {"fvu", "ce_recovered", "kl"} <= set(result.intervals)
     data = result.to_dict()
     assert json.loads(json.dumps(data, allow_nan=False))["fvu"] == result.fvu
+    assert data["density_median"] == np.median([share for share in result.density if share])
     assert "fraction of variance unexplained" in str(result)
 
 

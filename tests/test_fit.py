@@ -180,6 +180,8 @@ def test_rows_go_to_any_function(demo_model, demo_texts):
     rows = []
     found = demo_model.train_sae([1, 2], demo_texts, "mlp", report_to=rows.append, **QUICK)
     assert {row["dictionary"] for row in rows} == {"layers.1.mlp", "layers.2.mlp"}
+    assert found[0].statistics["trained_together"] == 2
+    assert found[0].metrics["data"]["name"] == f"texts held out from {len(demo_texts):,} texts"
     mine = [row for row in rows if row["dictionary"] == "layers.1.mlp"]
     assert [{k: v for k, v in row.items() if k not in ("dictionary", "steps")} for row in mine] == found[0].statistics[
         "log"

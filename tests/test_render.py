@@ -120,6 +120,13 @@ def test_hostile_names_stay_text_in_the_card():
     assert "<script>" not in outside_code
 
 
+def test_a_citation_names_the_owner_and_the_address_and_is_left_out_without_one():
+    card = str(random_sae().generate_model_card(repo_id="some-lab/sae_one"))
+    assert '  author = "{some-lab}",\n' in card
+    assert '  url = "https://huggingface.co/some-lab/sae_one",\n' in card
+    assert "bibtex" not in str(random_sae().generate_model_card(repo_id="sae_one"))
+
+
 def test_cards_of_two_dictionaries_do_not_share_metadata():
     one = random_sae(base_models=({"repo_id": "a/one"},)).generate_model_card()
     two = random_sae(base_models=({"repo_id": "a/two"},)).generate_model_card()
