@@ -1,30 +1,34 @@
 """`push_family`: dictionaries that belong together, each in a repository of its own, with an index and a collection."""
 
 import contextlib
-from collections.abc import Sequence
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import Collection, HfApi
 from huggingface_hub import errors as hf
+from huggingface_hub.utils import validate_repo_id
 
-from hubsae import forms, licences
+from hubsae import forms, licences, sparsity
 from hubsae.api import BoundDictionary
 from hubsae.comparing import recorded_numbers, report_of
-from hubsae.dictionary import DictionaryConfig
-from hubsae.errors import ArtifactError, ConfigError, HubError
+from hubsae.errors import ArtifactError, ConfigError, HubError, HubsaeError
 from hubsae.frontier import distinct
-from hubsae.hub_client import http_reason, hub_api, hub_errors
+from hubsae.hub_client import hub_api, hub_errors
 from hubsae.loading import load_sae
+from hubsae.members import is_collection
 from hubsae.metric_report import Report
-from hubsae.render import CardPolicy, number, percent
+from hubsae.publishing import Push, check_repository, publish
+from hubsae.render import CardPolicy, check_policy, number, percent
 from hubsae.report_config import REPO_ID, record
-from hubsae.sites import Site
-from hubsae.store import CONFIG, WEIGHTS, put_back, read_json
+from hubsae.sites import Site, parse_sites
+from hubsae.store import CONFIG, REPORT, WEIGHTS, write_json
 from hubsae.tables import Shown, Table
 
-_LONGEST_NAME, _LONGEST_TITLE, _LONGEST_TEXT, _LONGEST_NOTE = 96, 59, 150, 500
+_LONGEST_TITLE, _LONGEST_TEXT, _LONGEST_NOTE = 59, 150, 500
 
 
 @dataclass(frozen=True)
@@ -65,49 +69,48 @@ def push_family(
     tag: str | None = None,
     also: Sequence[str] | None = None,
     license: str | None = None,
+    replace: bool = False,
 ) -> Family:
     """Publish dictionaries (or folders of them): a repository for each, a dataset repository `repo_id` as their index,
     which is a `Report` of their recorded metrics, and a collection of all.
 
     names: the repositories, by default `repo_id` and what tells each from the others, as in
-    "user/llama-1b-saes-L10-mlp-k32". title: of the collection, by default the index's name. The rest is as in
-    `push_to_hub`, for all of them. Whoever has the index or the collection's slug loads one of them by
-    `load_sae("user/llama-1b-saes", layer=10)`.
+    "user/llama-1b-saes-L10-mlp-k32"; one that is in the index already keeps its own. title: of the collection, by
+    default the index's name. The rest is as in `push_to_hub`. Whoever has the index or the collection's slug loads one
+    by `load_sae("user/llama-1b-saes", layer=10)`. What else is in the index stays; with replace=True it leaves index
+    and collection, and only its repository stays.
 
     Everything is checked before anything is sent. Where it is cut off, the same call goes on: what is there already
     makes no commit. Raises `HubError` with how far it came.
     """
+    if not isinstance(repo_id, str) or not REPO_ID.fullmatch(repo_id):
+        raise ConfigError(f"repo_id={repo_id!r}: expected owner/name, for the index and before the members' names")
     given = _listed(dictionaries)
-    owner, members = _members(given, repo_id, names)
-    forms.checked(also, BoundDictionary.forms, lambda folder, form: None)
-    if license is not None:
-        licences.chosen(license)
-    for one in given:
-        _numbers(_opened(one))
-    options = {"private": private, "token": token, "card": card, "tag": tag, "also": also, "license": license}
     api = hub_api(token)
-    collection = _collection(api, owner, repo_id, title or repo_id.split("/")[1], description, bool(private))
+    repo_id, old = _published(repo_id, api)
+    facts = [record(_opened(one), "?") for one in given]
+    members = _members(facts, repo_id, names, old)
+    push = Push(private=private, card=card, tag=tag, also=also, license=license)
+    _check(api, given, members, repo_id, push)
+    collection = _collection(api, repo_id, old, title, description, bool(private))
+    links = {"index": repo_id, "collection": collection.slug}
     entries, results, done = [], [], []
     for one, name in zip(given, members, strict=True):
         dictionary = _opened(one)
         with _progress_told(done, len(given)):
-            entry, commit = _pushed(api, dictionary, name, {"index": repo_id, "collection": collection.slug}, options)
-        result = _numbers(dictionary)
-        entries.append(entry)
-        results.append(result)
-        done.append(Published(name, commit, _note(dictionary, result)))
+            family = {**links, "repo_id": name}
+            entries.append(_pushed(api, dictionary, name, dataclasses.replace(push, family=family), token))
+        results.append(_numbers(dictionary))
+        done.append(name)
+    kept = [entry for entry in old.config.entries if entry["repo_id"] not in members] if old else []
     with _progress_told(done, len(given)):
-        index = report_of(entries, results)
+        left = [] if replace else kept
+        index = report_of([*entries, *left], [*results, *(old.results[entry["name"]] for entry in left if old)])
         index.statistics = {"collection": collection.slug}
-        commit = index.push_to_hub(repo_id, private=private, token=token, card=card, tag=tag, license=license)
-        _fill(api, collection, repo_id, _in_order(index, done))
-    return Family(collection.slug, collection.url, repo_id, commit.oid, tuple(_in_order(index, done)))
-
-
-def _in_order(index: Report, done: Sequence[Published]) -> list[Published]:
-    """In the order of the index."""
-    places = {entry["repo_id"]: i for i, entry in enumerate(index.config.entries)}
-    return sorted(done, key=lambda one: places[one.repo_id])
+        commit = publish(index, repo_id, dataclasses.replace(push, also=None), token)
+        listed = tuple(_told(entry, index.results[entry["name"]]) for entry in index.config.entries)
+        _fill(api, collection, repo_id, listed, [entry["repo_id"] for entry in kept] if replace else [])
+    return Family(collection.slug, collection.url, repo_id, commit.oid, listed)
 
 
 def _listed(dictionaries: Any) -> list[Any]:
@@ -132,10 +135,6 @@ def _opened(one: Any) -> BoundDictionary:
     return one if isinstance(one, BoundDictionary) else load_sae(one)
 
 
-def _config(one: Any) -> DictionaryConfig:
-    return one.config if isinstance(one, BoundDictionary) else DictionaryConfig.from_dict(read_json(one / CONFIG))
-
-
 def _numbers(dictionary: BoundDictionary) -> dict:
     try:
         return recorded_numbers(dictionary)
@@ -146,35 +145,100 @@ def _numbers(dictionary: BoundDictionary) -> dict:
         ) from error
 
 
-def _members(given: Sequence[Any], repo_id: str, names: Sequence[str] | None) -> tuple[str, list[str]]:
-    """The owner, and the repository of each, all different; `ConfigError` for what the Hub would not take."""
-    if not isinstance(repo_id, str) or not REPO_ID.fullmatch(repo_id):
-        raise ConfigError(f"repo_id={repo_id!r}: expected owner/name, for the index and before the members' names")
-    owner = repo_id.split("/")[0]
+def _published(repo_id: str, api: HfApi) -> tuple[str, Report | None]:
+    """The index as the Hub spells it, and what is published there; None where there is nothing, or something else."""
+    token = api.token if isinstance(api.token, str) else None
+    with hub_errors(repo_id):
+        try:
+            info = api.dataset_info(repo_id)
+        except hf.RepositoryNotFoundError:
+            return repo_id, None
+    if REPORT not in {file.rfilename for file in info.siblings or []}:
+        return info.id, None
+    try:
+        return info.id, Report.from_pretrained(info.id, revision=info.sha, token=token)
+    except ArtifactError:
+        return info.id, None  # `check_repository` says what is there
+
+
+def _members(given: Sequence[dict], repo_id: str, names: Any, old: Report | None) -> list[str]:
+    """The repository of each, all different: the one it has in the index, or a new one; `ConfigError` for bad names."""
     if names is not None:
         if isinstance(names, str) or len(names) != len(given):
             raise ConfigError(f"names: expected {len(given)}, one for each dictionary")
-        members = [name if "/" in name else f"{owner}/{name}" for name in names]
+        members = [name if "/" in name else f"{repo_id.split('/')[0]}/{name}" for name in names]
     else:
-        suffixes = distinct_names([_config(one) for one in given])
-        members = [f"{repo_id}-{suffix}" for suffix in suffixes]
+        there = [entry for entry in old.config.entries if entry["repo_id"] is not None] if old else []
+        members = _names_there(given, there)
+        for i, suffix in enumerate(distinct_names([*given, *there])[: len(given)]):
+            taken = {*filter(None, members), *(entry["repo_id"] for entry in there)}
+            if members[i] is None:
+                name = f"{repo_id}-{suffix}"
+                members[i] = name if name not in taken else f"{name}-{len(taken) + 1}"
     for name in members:
-        if not REPO_ID.fullmatch(name) or len(name.split("/")[1]) > _LONGEST_NAME:
-            raise ConfigError(f"{name}: no name of a repository (at most {_LONGEST_NAME} letters); give names=[...]")
+        try:
+            validate_repo_id(name)
+        except hf.HFValidationError as error:
+            raise ConfigError(f"names: {error}; give names=[...]") from error
     if len({name.lower() for name in members}) < len(members):
         raise ConfigError(f"names: {', '.join(sorted(members))}: expected different ones")
-    return owner, members
+    return members
 
 
-def distinct_names(configs: Sequence[DictionaryConfig]) -> list[str]:
+def _names_there(given: Sequence[dict], there: Sequence[dict]) -> list[Any]:
+    """The repository that each has in the index: by its weights, or else by what it is; None for a new one."""
+    free = list(there)
+    found: list[str | None] = [None] * len(given)
+    keys = ("kind", "reads", "writes", "n_features", "sparsity", "skip")
+    for wanted in ((*keys, "fingerprint"), keys):
+        for i, own in enumerate(given):
+            fits = [entry for entry in free if all(_plain(entry[key]) == _plain(own[key]) for key in wanted)]
+            if found[i] is None and fits:
+                found[i] = fits[0]["repo_id"]
+                free.remove(fits[0])
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return [*value] if isinstance(value, tuple) else value
+
+
+def _check(api: HfApi, given: Sequence[Any], members: Sequence[str], repo_id: str, push: Push) -> None:
+    """Raise, before anything is sent, what a push of one of them or of their index would raise."""
+    check_policy(push.card)
+    if push.license is not None:
+        licences.chosen(push.license)
+    entries, results = [], []
+    for one, name in zip(given, members, strict=True):
+        dictionary = _opened(one)
+        results.append(_numbers(dictionary))
+        entries.append(record(dictionary, name))
+        forms.checked(push.also, dictionary.forms, dictionary._write_form)
+        _check_one(api, dictionary, name, push)
+    index = report_of(entries, results)
+    index.statistics = {"collection": ""}
+    _check_one(api, index, repo_id, push)
+
+
+def _check_one(api: HfApi, artifact: Any, name: str, push: Push) -> None:
+    artifact.generate_model_card(repo_id=name)
+    with tempfile.TemporaryDirectory() as folder:
+        write_json(Path(folder, "numbers.json"), {"statistics": artifact.statistics, "metrics": artifact.metrics})
+    with hub_errors(name):
+        info_of = api.model_info if artifact.repo_type == "model" else api.dataset_info
+        with contextlib.suppress(hf.RepositoryNotFoundError):
+            check_repository(artifact, info_of(name), push, api)
+
+
+def distinct_names(given: Sequence[dict]) -> list[str]:
     """`"L10-mlp"` for each: what it reads and writes, with k, size and rule where that does not tell them apart."""
-    names = [_sites(c) for c in configs]
+    names = [_sites(one) for one in given]
     for more in (
-        lambda c: f"k{c.sparsity['k']}" if "k" in c.sparsity else "",
-        lambda c: f"F{c.n_features}",
-        lambda c: str(c.sparsity["name"]),
+        lambda one: f"k{one['sparsity']['k']}" if "k" in one["sparsity"] else "",
+        lambda one: f"F{one['n_features']}",
+        lambda one: str(one["sparsity"]["name"]),
     ):
-        added = [more(c) for c in configs]
+        added = [more(one) for one in given]
         if len(set(names)) == len(names):
             break
         if len(set(zip(names, added, strict=True))) > len(set(names)):
@@ -182,8 +246,8 @@ def distinct_names(configs: Sequence[DictionaryConfig]) -> list[str]:
     return [name.replace(" ", "").replace("(", "-").replace(")", "") for name in distinct(names)]
 
 
-def _sites(config: DictionaryConfig) -> str:
-    reads, writes = ("-".join(_site(site) for site in sites) for sites in (config.read_sites, config.write_sites))
+def _sites(one: dict) -> str:
+    reads, writes = ("-".join(map(_site, parse_sites(one[key]))) for key in ("reads", "writes"))
     return reads if reads == writes else f"{reads}-to-{writes}"
 
 
@@ -191,83 +255,79 @@ def _site(site: Site) -> str:
     return (f"M{site.model}-" if site.model else "") + f"L{site.layer}-{site.component}"
 
 
-def _pushed(
-    api: HfApi, dictionary: BoundDictionary, name: str, family: dict, options: dict[str, Any]
-) -> tuple[dict, str]:
-    """What the index says of a dictionary that was pushed, and the commit."""
-    with put_back(dictionary, "statistics"):
-        dictionary.statistics = {**dictionary.statistics, "family": family}
-        commit = dictionary.push_to_hub(name, **options)
+def _pushed(api: HfApi, dictionary: BoundDictionary, name: str, push: Push, token: str | None) -> dict:
+    """What the index says of a dictionary that was pushed."""
+    commit = publish(dictionary, name, push, token)
     with hub_errors(name):
         (weights,) = api.get_paths_info(name, [WEIGHTS], revision=commit.oid)
     sha256 = getattr(getattr(weights, "lfs", None), "sha256", None)
     place = {"repo_id": name, "revision": commit.oid, "subfolder": None, "sha256": sha256}
-    return {**record(dictionary, name.split("/")[1]), **place}, commit.oid
+    return {**record(dictionary, name.split("/")[1]), **place}
 
 
 @contextlib.contextmanager
-def _progress_told(done: Sequence[Published], n: int) -> Any:
-    """Context that adds how far a family came to an error of the Hub."""
+def _progress_told(done: Sequence[str], n: int) -> Iterator[None]:
+    """Context that adds how far a family came to an error."""
     try:
         yield
-    except HubError as error:
+    except HubsaeError as error:
         raise HubError(
             f"{error} ({len(done)} of {n} dictionaries of the family are published; the same call goes on from there)"
         ) from error
 
 
-def _collection(api: HfApi, owner: str, repo_id: str, title: str, description: str | None, private: bool) -> Collection:
+def _collection(
+    api: HfApi, repo_id: str, old: Report | None, title: str | None, description: str | None, private: bool
+) -> Collection:
     """The collection that the index names, or one of this title, or a new one."""
+    owner, name = repo_id.split("/")
+    title, slug = title or name[:_LONGEST_TITLE], old.statistics.get("collection") if old else None
     if len(title) > _LONGEST_TITLE or len(description or "") > _LONGEST_TEXT:
         raise ConfigError(
             f"title of {len(title)} and description of {len(description or '')} letters: a collection takes at most "
             f"{_LONGEST_TITLE} and {_LONGEST_TEXT}"
         )
-    with hub_errors(repo_id):
-        slug = _known(repo_id, api)
-        if slug is not None:
-            with contextlib.suppress(hf.HfHubHTTPError):  # it was taken away
-                return api.get_collection(slug)
-        try:
-            return api.create_collection(
-                title, namespace=owner, description=description, private=private, exists_ok=True
-            )
-        except hf.HfHubHTTPError as error:
-            raise HubError(f"{owner}: no collection {title!r} could be made: {http_reason(error)}") from error
+    found = None
+    with hub_errors(repo_id, writes=True):
+        if is_collection(slug) and str(slug).startswith(f"{owner}/"):
+            try:
+                found = api.get_collection(str(slug))
+            except hf.HfHubHTTPError as error:
+                if error.response is None or error.response.status_code != 404:  # it was taken away
+                    raise
+        about: dict[str, Any] = {"namespace": owner, "description": description, "private": private}
+        found = found or api.create_collection(title, exists_ok=True, **about)
+    if private and not found.private:
+        raise HubError(f"{found.slug} exists and is public; private=True does not change that")
+    return found
 
 
-def _known(repo_id: str, api: HfApi) -> str | None:
-    """The slug of the collection that a published index names."""
-    token = api.token if isinstance(api.token, str) else None
-    try:
-        slug = Report.from_pretrained(repo_id, token=token).statistics.get("collection")
-    except (HubError, ArtifactError):
-        return None
-    return slug if isinstance(slug, str) and slug.startswith(repo_id.split("/")[0] + "/") else None
-
-
-def _fill(api: HfApi, collection: Collection, index: str, members: Sequence[Published]) -> None:
-    """Put the index and the members into a collection, and write their notes anew where they changed."""
+def _fill(api: HfApi, collection: Collection, index: str, members: Sequence[Published], removed: Sequence[str]) -> None:
+    """Put the index and the members into a collection, write their notes anew where they changed, take others out."""
     there = {(item.item_type, item.item_id): item for item in collection.items}
     wanted = [("dataset", index, "Index: all of them side by side, and which file is which")]
     wanted += [("model", one.repo_id, one.note[:_LONGEST_NOTE]) for one in members]
-    with hub_errors(collection.slug):
+    with hub_errors(collection.slug, writes=True):
         for kind, name, note in wanted:
             item = there.get((kind, name))
             if item is None:
                 api.add_collection_item(collection.slug, name, kind, note=note, exists_ok=True)  # pyright: ignore
             elif item.note != note:
                 api.update_collection_item(collection.slug, item.item_object_id, note=note)
+        for name in removed:
+            if item := there.get(("model", name)):
+                api.delete_collection_item(collection.slug, item.item_object_id)
 
 
-def _note(dictionary: BoundDictionary, result: dict) -> str:
-    c = dictionary.config
-    sites = " + ".join(c.reads) + ("" if c.reads == c.writes else f" to {' + '.join(c.writes)}")
-    parts = [f"{sites}: {number(c.n_features)} features, {dictionary.rule}"]
+def _told(entry: dict, result: dict) -> Published:
+    """A line about one of them."""
+    reads, writes = " + ".join(entry["reads"]), " + ".join(entry["writes"])
+    sites = reads if reads == writes else f"{reads} to {writes}"
+    parts = [f"{sites}: {number(entry['n_features'])} features, {sparsity.from_dict(entry['sparsity'])}"]
     if result.get("l0") is not None:
         parts.append(f"l0 {number(result['l0'], 3)}")
     if result.get("fvu") is not None:
         parts.append(f"FVU {number(result['fvu'], 3)}")
     if result.get("ce_recovered") is not None:
         parts.append(f"loss recovered {percent(result['ce_recovered'])}")
-    return ", ".join(parts)
+    return Published(entry["repo_id"], entry["revision"], ", ".join(parts))

@@ -108,6 +108,7 @@ def fit(
     for w in all_wanted:
         w.config.steps_for(data.n_rows)
     checkpoints = _checkpoints(jobs, data, config, run)
+    bases = recorded(models, data.sites)
     rows = data.rows(config.batch_for(data.n_rows * config.num_epochs), seed=config.seed, epochs=config.num_epochs)
     settings = {w.name: asdict(w.config) for w in all_wanted}
     settings = next(iter(settings.values())) if len(settings) == 1 else settings
@@ -117,7 +118,6 @@ def fit(
         found = train_jobs(jobs, rows, kinds=[kind] * len(jobs), progress=report, checkpoints=checkpoints)
     name = run.dataset_name or _dataset_name(dataset)
     curated = {"curation": asdict(data.curation)} if data.curation else {}
-    bases = recorded(models, data.sites)
     for dictionary, w, target in zip(found, all_wanted, targets, strict=True):
         known = tuple(of_sites(base, _of_model(w, number)).to_dict() for number, base in enumerate(bases))
         dictionary.config = replace(dictionary.config, base_models=known)

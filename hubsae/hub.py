@@ -194,7 +194,7 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
             data = ModelCardData(**metadata) if is_model else DatasetCardData(**metadata)
             values = {**self.card_values(), **values}
             body = render.fill(self.card_template, values)
-        except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError) as error:
+        except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:
             raise ArtifactError(f"no card can be made of this config, statistics and metrics: {error}") from error
         return (ModelCard if is_model else DatasetCard)(render.sign(f"---\n{data.to_yaml()}\n---\n\n{body}"))
 
@@ -353,6 +353,10 @@ class Artifact(ModelHubMixin, library_name="hubsae"):
             license=license,
         )
         return publish(self, repo_id, wanted, token)
+
+    def _published_at(self, source: Source) -> None:
+        """Remember where it can be had from now on."""
+        self.source = source
 
     def _inherited(self, api: HfApi) -> dict | None:
         """The licence of what it was made from, if that is known."""

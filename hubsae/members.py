@@ -18,6 +18,7 @@ from hubsae.formats.reading import OURS, entries
 from hubsae.formats.repo_files import RepoFiles, beside, open_files
 from hubsae.hub_client import hub_api, hub_errors, local_folder
 from hubsae.report_config import ReportConfig
+from hubsae.settings import as_type
 from hubsae.sites import Site, parse_sites
 from hubsae.store import CONFIG, REPORT, read_json
 
@@ -48,8 +49,12 @@ class Member:
         """Whether it reads there; one of which only the name is known, whether its name has this layer in it."""
         if self.reads is not None:
             return reads_there(self.reads, layer, component)
-        found = next(filter(None, (pattern.findall(self.subfolder or "") for pattern in _LAYERS)), [])
-        return layer is None or str(layer) in found
+        return layer is None or str(layer) in self.layers_named
+
+    @property
+    def layers_named(self) -> list[str]:
+        """Numbers of layers that its name tells."""
+        return next(filter(None, (pattern.findall(self.subfolder or "") for pattern in _LAYERS)), [])
 
 
 def reads_there(reads: Iterable[Site], layer: int | None, component: str | None) -> bool:
@@ -71,13 +76,17 @@ def choose(
 
     Raises `ArtifactError` with what there is, where that is none or several of them.
     """
+    layer = None if layer is None else as_type(layer, int, "layer")
+    component = None if component is None else as_type(component, str, "component")
     found = members(source, revision, **access)
     fit = [one for one in found if one.fits(layer, component)]
     fit = [one for one in fit if one.reads is not None] or fit  # rather than other libraries' forms of them
     if len(fit) > 1 and k is not None:
         fit = [one for one in fit if one.k == k] or fit
+    if not fit and len(found) == 1 and found[0].reads is None and not found[0].layers_named:
+        fit = found  # only loading it can tell
     if len(fit) == 1:
-        return fit[0]
+        return _not_here(fit[0], source)
     wanted = ", ".join(f"{n}={v!r}" for n, v in (("layer", layer), ("component", component)) if v is not None)
     shown = "; ".join(map(str, (fit or found)[:_SHOWN])) + ("; ..." if len(fit or found) > _SHOWN else "")
     if fit:
@@ -89,21 +98,44 @@ def choose(
     raise ArtifactError(f"{source}: no dictionary reads {wanted}; it holds {shown or 'none'}")
 
 
+def _not_here(member: Member, source: Any) -> Member:
+    """The member, unless its name came from the Hub and would be taken for a folder."""
+    if member.source != str(source) and local_folder(member.source) is not None:
+        raise ConfigError(
+            f"{source} names the repository {member.source}, and a folder of that name is here, which would be loaded "
+            "instead; call from another folder"
+        )
+    return member
+
+
 def members(source: str | Path, revision: str | None = None, **access: Any) -> list[Member]:
     """Every dictionary of a folder, a repository, a family's index (a dataset repository) or a collection."""
-    if is_collection(source):
-        if revision is not None:
-            raise ConfigError(f"{source} is a collection, which has no revisions; leave revision={revision!r} out")
-        return _of_collection(str(source), access)
+    if is_collection(source) and (found := _of_collection(str(source), revision, access)) is not None:
+        return found
     folder = local_folder(source)
-    if folder is not None and revision is None and (folder / REPORT).is_file():
-        return _of_index(ReportConfig.from_dict(read_json(folder / REPORT)))
+    if folder is not None and revision is None and (index := _read(folder / REPORT)) is not None:
+        return _of_index(index)
     try:
         return _of_files(open_files(source, revision=revision, **access))
-    except HubError:
+    except HubError as error:
+        if not _is_hidden(error) and not _is_offline(error):
+            raise
         if (index := index_of(str(source), revision, **access)) is not None:
             return _of_index(index)
         raise
+
+
+def _is_hidden(error: HubError) -> bool:
+    """Whether there is no such repository, or this token cannot see it."""
+    cause = error.__cause__
+    status = cause.response.status_code if isinstance(cause, hf.HfHubHTTPError) and cause.response is not None else 0
+    return status in (401, 403, 404) and not isinstance(cause, hf.RevisionNotFoundError)
+
+
+def _is_offline(error: HubError) -> bool:
+    return isinstance(
+        error.__cause__, (hf.OfflineModeIsEnabled, hf.RevisionResolutionError, hf.LocalEntryNotFoundError)
+    )
 
 
 @contextlib.contextmanager
@@ -124,13 +156,31 @@ def family_told(source: Any, revision: str | None, access: dict) -> Iterator[Non
 
 
 def index_of(repo_id: str, revision: str | None = None, **access: Any) -> ReportConfig | None:
-    """The index of a family, None where there is no dataset repository of this name, or it holds none."""
+    """The index of a family, None where there is no dataset repository of this name, or it holds none.
+
+    Raises `HubError` where that cannot be told.
+    """
+    where: dict[str, Any] = {"revision": revision, "what": "family", "repo_type": "dataset"}
     try:
-        root = fetched(repo_id, (REPORT,), arrays=None, revision=revision, what="family", repo_type="dataset", **access)
-    except HubError:
+        root = fetched(repo_id, (REPORT,), arrays=None, **where, **access)
+    except HubError as error:
+        if isinstance(error.__cause__, hf.RepositoryNotFoundError) and not _is_gated(error):
+            return None
+        raise
+    return _read(root / REPORT)
+
+
+def _is_gated(error: HubError) -> bool:
+    return isinstance(error.__cause__, hf.GatedRepoError)
+
+
+def _read(path: Path) -> ReportConfig | None:
+    """A report's config; None where there is none, or one of somebody else."""
+    try:
+        data = read_json(path) if path.is_file() else {}
+    except ArtifactError:
         return None
-    path = root / REPORT
-    return ReportConfig.from_dict(read_json(path)) if path.is_file() else None
+    return ReportConfig.from_dict(data) if data.get("library_name") == OURS else None
 
 
 def _of_index(index: ReportConfig) -> list[Member]:
@@ -144,8 +194,9 @@ def _of_index(index: ReportConfig) -> list[Member]:
     return found
 
 
-def _of_collection(slug: str, access: dict) -> list[Member]:
-    """By an index among its items, or else by the settings of every model in it."""
+def _of_collection(slug: str, revision: str | None, access: dict) -> list[Member] | None:
+    """By the indexes among its items, and by the settings of models that none of them names; None where there is no
+    such collection, but a repository may be."""
     with hub_errors(slug):
         try:
             if access.get("local_files_only"):
@@ -154,15 +205,29 @@ def _of_collection(slug: str, access: dict) -> list[Member]:
         except hf.HfHubHTTPError as error:
             if error.response is None or error.response.status_code != 404:
                 raise
-            raise HubError(f"{slug}: no such collection, or it is private and this token cannot see it") from error
-    for item in items:
-        if item.item_type == "dataset" and (index := index_of(item.item_id, **access)) is not None:
-            return _of_index(index)
-    found: list[Member] = []
-    for item in items:
-        if item.item_type == "model":
-            found += _of_files(open_files(item.item_id, **access))
-    return found
+            return None
+    if revision is not None:
+        raise ConfigError(f"{slug} is a collection, which has no revisions; leave revision={revision!r} out")
+    found: dict[Member, None] = {}
+    for item in sorted(items, key=lambda item: item.item_type != "dataset"):  # indexes first; the order stays
+        with _unreadable_skipped():
+            if item.item_type == "dataset" and (index := index_of(item.item_id, **access)) is not None:
+                found |= dict.fromkeys(_of_index(index))
+            elif item.item_type == "model" and item.item_id not in {member.source for member in found}:
+                found |= dict.fromkeys(_of_files(open_files(item.item_id, **access)))
+    return list(found)
+
+
+@contextlib.contextmanager
+def _unreadable_skipped() -> Iterator[None]:
+    """Context that ends early at an item that this token may not read, or that is gone, or damaged."""
+    try:
+        yield
+    except ArtifactError:
+        return
+    except HubError as error:
+        if not _is_hidden(error):
+            raise
 
 
 def _of_files(files: RepoFiles) -> list[Member]:

@@ -12,8 +12,8 @@ from huggingface_hub import CommitInfo, HfApi, hf_hub_download
 
 from hubsae import forms, licences, render
 from hubsae.errors import ConfigError, HubError
-from hubsae.hub_client import Source, hub_api, hub_errors, tag_commit
-from hubsae.store import CARD, put_back, read_card
+from hubsae.hub_client import Source, hub_api, hub_errors, tag_commit, tagged
+from hubsae.store import CARD, CONFIGS, METRICS, REPORT, STATISTICS, put_back, read_card
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,14 @@ class Push:
     tag: str | None = None
     also: Sequence[str] | None = None
     license: str | None = None
+    family: dict[str, str] | None = None
 
 
 def publish(artifact: Any, repo_id: str, push: Push, token: str | None) -> CommitInfo:
     """The commit with an artifact's folder; see `Artifact.push_to_hub`."""
     if push.branch and push.create_pr:
         raise ConfigError(f"branch={push.branch!r} and create_pr=True exclude each other")
+    render.check_policy(push.card)
     asked = forms.checked(push.also, artifact.forms, artifact._write_form)
     chosen = None if push.license is None else licences.chosen(push.license)
     api, kind, branch = hub_api(token), artifact.repo_type, push.branch
@@ -47,8 +49,7 @@ def publish(artifact: Any, repo_id: str, push: Push, token: str | None) -> Commi
         if branch:
             api.create_branch(repo_id, repo_type=kind, branch=branch, exist_ok=True)
         info = (api.model_info if kind == "model" else api.dataset_info)(repo_id, revision=branch)
-        if push.private and not info.private:
-            raise HubError(f"{repo_id} exists and is public; private=True does not change that. Nothing was sent")
+        check_repository(artifact, info, push, api)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary, "artifact")
             folder.mkdir()
@@ -69,7 +70,37 @@ def publish(artifact: Any, repo_id: str, push: Push, token: str | None) -> Commi
                 )
         if push.tag:
             tag_commit(api, repo_id, push.tag, commit.oid, kind)
+    if not (branch or push.create_pr or push.allow_patterns or push.ignore_patterns):
+        access = {"repo_id": repo_id, "subfolder": None, "token": token, "repo_type": kind}
+        artifact._published_at(Source(repo_id, commit.oid, access))
     return commit
+
+
+def check_repository(artifact: Any, info: Any, push: Push, api: HfApi) -> None:
+    """Raise `HubError` where a push would take something else's place, name a taken tag, or be seen by others."""
+    if push.private and not info.private:
+        raise HubError(f"{info.id} exists and is public; private=True does not change that. Nothing was sent")
+    names = {file.rfilename for file in info.siblings or []}
+    others = [name for name in CONFIGS if name in names and name != artifact.config_file]
+    own = {artifact.config_file, artifact.arrays_file, METRICS, STATISTICS, *artifact.tables} & names
+    token = api.token if isinstance(api.token, str) else None
+    read = partial(forms.settings, info.id, artifact.repo_type, info.sha, token)
+    is_ours = artifact.config_file in own and read(artifact.config_file).get("library_name") == "hubsae"
+    if others or (own and not is_ours):
+        there = ", ".join(sorted({*others, *own})[:4])
+        raise HubError(
+            f"{info.id} holds something else ({there}), and files of these names would be replaced; give another name. "
+            "Nothing was sent"
+        )
+    if is_ours and artifact.config_file == REPORT:
+        was, will = (
+            "collection" in found for found in (read(STATISTICS) if STATISTICS in own else {}, artifact.statistics)
+        )
+        if was != will:
+            what = "the index of a family, whose members it would lose" if was else "a report that is no family's index"
+            raise HubError(f"{info.id} is {what}; give another name. Nothing was sent")
+    if push.tag and (named := tagged(api, info.id, push.tag, artifact.repo_type)) not in (None, info.sha):
+        raise HubError(f"{info.id}: the tag {push.tag!r} names {str(named)[:8]}; choose another. Nothing was sent")
 
 
 def _write_anew(
@@ -82,7 +113,10 @@ def _write_anew(
     wanted = list(there) if asked is None else asked
     old = _old_card(artifact, repo_id, info.sha if CARD in names else None, token)
     own = chosen or licences.first(old, artifact.statistics.get("licence"), lambda: artifact._inherited(api))
-    artifact.statistics = {**artifact.statistics, **({"licence": own} if own else {})}
+    read = partial(forms.settings, repo_id, artifact.repo_type, info.sha, token)
+    links = _links(artifact, repo_id, read(STATISTICS) if STATISTICS in names else {}, push.family)
+    kept = {key: value for key, value in artifact.statistics.items() if key != "family"}
+    artifact.statistics = {**kept, **links, **({"licence": own} if own else {})}
     if old:
         (folder / CARD).write_text(render.without_licence(old) if chosen else old, encoding="utf-8")
     in_part = push.allow_patterns or push.ignore_patterns  # not all that a card would name is sent
@@ -91,6 +125,15 @@ def _write_anew(
     artifact.save_pretrained(folder, repo_id=repo_id, config=push.config, card=push.card, model_card_kwargs=values)
     gone = [name for name in artifact.own_files() if not (folder / name).exists()]  # an earlier version's must not stay
     return gone + forms.add(folder, wanted, there, names, artifact._write_form)
+
+
+def _links(artifact: Any, repo_id: str, published: dict, family: dict | None) -> dict[str, Any]:
+    """The dashboard and the family that were linked there, unless it has others; no family of another repository."""
+    found = {key: published[key] for key in ("dashboard", "family") if key in published} | artifact.statistics
+    links = {"dashboard": found.get("dashboard"), "family": family or found.get("family")}
+    if not isinstance(links["family"], dict) or links["family"].get("repo_id") != repo_id:
+        del links["family"]
+    return {key: value for key, value in links.items() if value is not None}
 
 
 def _old_card(artifact: Any, repo_id: str, revision: str | None, token: str | None) -> str | None:

@@ -118,6 +118,11 @@ class Questions(Dictionary):
         self.annotations()
         return tuple(name for name in super().own_files() if name != FEATURES or not self._unread)  # nothing is lost
 
+    def _published_at(self, source: Source) -> None:
+        before = self._features_source or self.source
+        super()._published_at(source)
+        self._features_source = before if self._unread else None
+
     def save(self, path: str | Path) -> None:
         """Write the folder `path`: config, weights, numbers, card, and features.parquet where features are known."""
         before = self._features_source or self.source

@@ -77,10 +77,10 @@ def config_from(kind: type[C], data: dict, name: str, newest: int) -> C:
 def write_json(path: Path, data: dict) -> None:
     """Sorted, indented, strict JSON: a NaN is refused, since no other reader takes it."""
     try:
-        text = json.dumps(data, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False)
-    except ValueError as error:
-        raise DataError(f"{path.name}: holds a value that is not finite or not JSON ({error})") from error
-    path.write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(data, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path.name}: holds a value that is not finite, or no text or JSON ({error})") from error
+    path.write_bytes(text + b"\n")
 
 
 def write_text(path: Path, text: str) -> None:

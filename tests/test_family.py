@@ -10,10 +10,11 @@ from huggingface_hub import get_collection
 
 from hubsae import load_report, load_sae, push_family
 from hubsae.cli import main
-from hubsae.errors import ArtifactError, ConfigError, HubError
+from hubsae.errors import ArtifactError, ConfigError, HubError, HubsaeWarning
 from hubsae.family import distinct_names
 from hubsae.hub_client import hub_api
 from hubsae.members import Member
+from hubsae.report_config import record
 
 pytestmark = pytest.mark.filterwarnings(UPLOAD_WARNING)
 INDEX = "alice/tiny-saes"
@@ -76,6 +77,21 @@ def test_the_same_call_changes_nothing_and_a_new_member_joins(alice, family, fol
     }
 
 
+def test_an_index_grows_and_repositories_keep_their_names(alice):
+    first = push_family([judged(1, 4), judged(2, 4)], INDEX)
+    names = [one.repo_id for one in first.members]
+    assert names == [f"{INDEX}-L1-residual", f"{INDEX}-L2-residual"]
+    grown = push_family([judged(2, 8)], INDEX)
+    assert [one.repo_id for one in grown.members] == [*names, f"{INDEX}-L2-residual-k8"]
+    assert load_sae(INDEX, layer=1).rule.k == 4
+    again = push_family([judged(2, 8), judged(2, 4), judged(1, 4)], INDEX)
+    assert again.members == grown.members
+    less = push_family([judged(1, 4)], INDEX, replace=True)
+    assert [one.repo_id for one in less.members] == names[:1]
+    assert [item.item_id for item in get_collection(less.collection).items] == [INDEX, names[0]]
+    assert ("model", names[1].lower()) in alice.repos
+
+
 def test_what_was_cut_off_goes_on(alice, folders):
     alice.fail(r"/api/models/.*k8/commit", 503, times=20)
     with pytest.raises(HubError, match=r"2 of 3 dictionaries of the family are published; the same call goes on"):
@@ -84,6 +100,7 @@ def test_what_was_cut_off_goes_on(alice, folders):
     alice.faults.clear()
     family = push_family(folders, INDEX)
     assert len(family.members) == 3
+    assert len(alice.collections) == 1
     assert {web: commits(alice)[web] - count for web, count in before.items() if "k4" in web} == {
         f"{INDEX}-L1-residual-k4": 0,
         f"{INDEX}-L2-residual-k4": 0,
@@ -127,6 +144,42 @@ def test_a_repository_with_one_dictionary_has_to_be_of_that_layer(alice, family)
         load_sae(family.collection, layer=1, revision="v1")
 
 
+def test_an_odd_item_does_not_spoil_a_collection(alice, family, monkeypatch, tmp_path):
+    alice.put("bob/gated", {"config.json": b"{}"}, gated=True)
+    alice.put("bob/broken", {"config.json": b"[1]", "model.safetensors": b""})
+    alice.put("bob/data", {"report.json": b"[1]"}, repo_type="dataset")
+    api, slug = hub_api(), family.collection
+    for kind, name in (("model", "bob/gated"), ("model", "bob/broken"), ("dataset", "bob/data")):
+        api.add_collection_item(slug, name, kind)
+    assert load_sae(slug, layer=1).source.name == family.members[0].repo_id
+    alice.fail(f"GET /api/datasets/{INDEX}", 503, times=9)
+    with pytest.raises(HubError, match="503"):  # the newest commits are not those of the index
+        load_sae(slug, layer=1)
+    alice.faults.clear()
+    (tmp_path / family.members[0].repo_id).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="a folder of that name is here"):
+        load_sae(slug, layer=1)
+
+
+def test_an_old_commit_is_not_used_by_a_layer_without_a_word(alice, family):
+    name = family.members[0].repo_id
+    load_sae(name, layer=1)
+    alice.fail("GET /api/models/", 503, times=9)
+    with pytest.warns(HubsaeWarning, match="may not be the newest"):
+        load_sae(name, layer=1)
+    alice.faults.clear()
+    alice.fail("GET /api/models/", 403, times=9)
+    with pytest.raises(HubError, match="may not do that"):
+        load_sae(name, layer=1)
+
+
+def test_a_layer_is_a_number(alice, folders):
+    for bad in ("1", 1.0, True, [1]):
+        with pytest.raises(ConfigError, match="layer="):
+            load_sae(folders, layer=bad)
+
+
 def test_names_of_other_libraries_tell_the_layer():
     cases = {
         "layer_1/width_16k/average_l0_10": 1,
@@ -155,7 +208,7 @@ def test_offline_the_index_answers_and_a_collection_says_why_not(alice, family):
     with pytest.raises(HubError, match="the Hub was not asked"):
         load_sae(family.collection, layer=1, local_files_only=True)
     assert len(alice.requests) == before
-    with pytest.raises(HubError, match="no such collection"):
+    with pytest.raises(HubError, match="no such repository"):
         load_sae("alice/nothing-" + "0" * 24, layer=1)
 
 
@@ -179,7 +232,7 @@ def test_nothing_is_sent_before_all_is_known_to_be_right(alice, folders, tmp_pat
 
 
 def test_names_tell_what_differs():
-    one, two = judged(1, 4).config, judged(1, 8).config
+    one, two = (record(judged(1, k), "?") for k in (4, 8))
     assert distinct_names([one]) == ["L1-residual"]
     assert distinct_names([one, two]) == ["L1-residual-k4", "L1-residual-k8"]
     assert len(set(distinct_names([one, one, two]))) == 3
