@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hubsae.axes import Axis, numbers, value_text
-from hubsae.drawing import HEIGHT, SMALL, SOFT, Canvas, colour, px, stroke, text_width
+from hubsae.drawing import HEIGHT, SMALL, SOFT, Canvas, fill, px, stroke, text_width
 from hubsae.errors import DataError
 
 Numbers = Sequence[float | None] | Sequence[float] | Sequence[int] | np.ndarray
@@ -69,14 +69,15 @@ def histogram(
     rest = numbers([apart[1]] if apart else [])
     if not all((values >= 0).all() for values in (*counts.values(), rest)):
         raise DataError("the counts of a histogram have to be numbers of at least 0")
-    canvas = Canvas(title, alt, _keys("area", counts, marks), inset=84 if apart else 0)
+    kind = "area" if len(counts) > 1 else "bar"
+    canvas = Canvas(title, alt, _keys(kind, counts, marks), inset=84 if apart else 0)
     across, up = canvas.axes(x, [bins, numbers((marks or {}).values())], y, [*counts.values(), rest, np.zeros(1)])
     base, places = up.at(np.zeros(1))[0], across.at(bins)
     for i, values in enumerate(counts.values()):
         tops = up.at(values)
         steps = "".join(f"V{px(top)}H{px(right)}" for top, right in zip(tops, places[1:], strict=True))
-        how = f'fill-opacity="0.2" {stroke(i)}' if len(counts) > 1 else 'fill-opacity="0.75"'
-        canvas.add(f'<path d="M{px(places[0])} {px(base)}{steps}V{px(base)}z" fill="{colour(i)}" {how}/>')
+        how = fill(kind, i) + (f" {stroke(i)}" if len(counts) > 1 else "")
+        canvas.add(f'<path d="M{px(places[0])} {px(base)}{steps}V{px(base)}z" {how}/>')
     if apart:
         top, middle = up.at(rest)[0], canvas.left + 30
         canvas.box(middle - 18, top, 36, base - top, f'fill="{SOFT}"')
@@ -103,7 +104,7 @@ def bars(
     if len(labels) * n > MOST_ROWS:
         raise DataError(f"{len(labels) * n} bars: at most {MOST_ROWS} can be read in one picture")
     height = max(HEIGHT if len(labels) * n > 6 else 240, 110 + 15 * len(labels) * n + 6 * len(labels))
-    canvas = Canvas(title, alt, _keys("area", values), height=height)
+    canvas = Canvas(title, alt, _keys("bar", values), height=height)
     canvas.left += min(240, int(max([0, *(text_width(label, 12) for label in labels)]))) + 8
     canvas.right -= 48  # the numbers beside the bars
     across = canvas.axis_x(x, [*values.values(), np.zeros(1)])
@@ -118,8 +119,7 @@ def bars(
             if not math.isfinite(one[row]):
                 continue
             end = across.at(one[row : row + 1])[0]
-            how = f'fill="{colour(i)}" fill-opacity="0.75" {stroke(i)}'
-            canvas.box(min(zero, end), top, abs(end - zero), thick - 1, how)
+            canvas.box(min(zero, end), top, abs(end - zero), thick - 1, f"{fill('bar', i)} {stroke(i)}")
             canvas.text(max(zero, end) + 5, top + thick / 2 + 3.5, value_text(one[row], x), size=SMALL)
     return Picture(canvas.svg(), alt)
 

@@ -9,7 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from hubsae import cli_features, cli_formats, cli_pairs, cli_reports
-from hubsae.cli_options import add_dictionary, add_fields, add_model, add_texts, bound, command, load, numbers_of, texts
+from hubsae.cli_options import (
+    MESSAGE,
+    add_dictionary,
+    add_fields,
+    add_model,
+    add_texts,
+    bound,
+    command,
+    load,
+    models_of,
+    numbers_of,
+    texts,
+)
 from hubsae.errors import HubsaeError, HubsaeWarning
 
 
@@ -51,8 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--text-column", default="text", help="column of the texts (default: text)")
     evaluate.add_argument("--max-rows", type=int, default=50_000, help="tokens to use (default: 50000)")
 
-    push = command(commands, "push", _push, "publish a dictionary's folder as a Hub repository, in one commit")
-    push.add_argument("folders", nargs="+", metavar="folder", help="folder written by hubsae; several: --collection")
+    push = command(commands, "push", _push, "publish a folder of hubsae as a Hub repository, in one commit")
+    push.add_argument(
+        "folders",
+        nargs="+",
+        metavar="folder",
+        help="a dictionary, a report or an alignment; several dictionaries: --collection",
+    )
     push.add_argument("repo_id", help="owner/name; of a collection its index, and how its repositories begin")
     push.add_argument(
         "--collection",
@@ -65,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--branch", help="push there instead of main")
     push.add_argument("--create-pr", action="store_true", default=None, help="open a pull request")
     push.add_argument("--tag", help="tag the commit")
-    push.add_argument("--message", default="Push with hubsae", help="commit message")
+    push.add_argument("--message", default=MESSAGE, help="commit message")
     push.add_argument(
         "--card",
         choices=("merge", "keep", "replace"),
@@ -82,7 +99,10 @@ def _parser() -> argparse.ArgumentParser:
 
     check = command(commands, "check", _check, "compare a dictionary with a language model, field by field")
     add_dictionary(check)
-    check.add_argument("--model", action="append", required=True, help="the language model; twice for two")
+    check.add_argument("--model", action="append", help="the language model (default: as recorded); twice for two")
+    check.add_argument(
+        "--check", choices=("warn", "strict"), default="warn", help="strict: doubts end with status 1 too"
+    )
 
     cli_formats.add(commands)
     cli_features.add(commands)
@@ -178,9 +198,16 @@ def _train_crosscoder(options: argparse.Namespace) -> None:
 
 def _circumstances(options: argparse.Namespace, config: type) -> dict[str, Any]:
     from hubsae import TokenConfig
+    from hubsae.errors import ConfigError
 
+    dataset = texts(options)
+    if options.training_tokens is None and not hasattr(dataset, "__len__"):
+        raise ConfigError(
+            f"{options.texts} is streamed, so its length is not known and training cannot be planned; give "
+            "--training-tokens, the number of tokens to use"
+        )
     return {
-        "dataset": texts(options),
+        "dataset": dataset,
         "save_path": options.out,
         "config": _settings(options, config),
         "training_tokens": options.training_tokens,
@@ -210,7 +237,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _push(options: argparse.Namespace) -> None:
-    from hubsae import load_sae, push_family
+    from hubsae import push_family
     from hubsae.errors import ArtifactError, ConfigError
 
     if missing := [folder for folder in options.folders if not Path(folder).is_dir()]:
@@ -223,7 +250,7 @@ def _push(options: argparse.Namespace) -> None:
         return
     if len(options.folders) > 1:
         raise ConfigError(f"{len(options.folders)} folders: --collection gives each a repository of its own")
-    commit = load_sae(options.folders[0]).push_to_hub(
+    commit = _artifact(Path(options.folders[0])).push_to_hub(
         options.repo_id,
         branch=options.branch,
         create_pr=options.create_pr,
@@ -231,6 +258,26 @@ def _push(options: argparse.Namespace) -> None:
         **shared,
     )
     print(commit.pr_url or commit)
+
+
+def _artifact(folder: Path) -> Any:
+    """What a folder holds: a report, an alignment without its dictionaries, or a dictionary."""
+    from hubsae import load_report, load_sae
+    from hubsae.alignment import StoredAlignment
+    from hubsae.errors import ConfigError
+    from hubsae.store import ALIGNMENT, CONFIG, REPORT
+
+    if (folder / REPORT).is_file():
+        return load_report(folder)
+    if (folder / ALIGNMENT).is_file():
+        return StoredAlignment.from_pretrained(folder)
+    inside = [] if (folder / CONFIG).is_file() else sorted(folder.glob(f"*/{CONFIG}"))
+    if len(inside) > 1:
+        raise ConfigError(
+            f"{folder} holds {len(inside)} dictionaries: --collection gives each a repository of its own; or name one, "
+            f"such as {inside[0].parent}"
+        )
+    return load_sae(folder)
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -274,7 +321,7 @@ def _check(options: argparse.Namespace) -> None:
     from hubsae.tables import Table
 
     sae = load(options)
-    fields = sae.compared_with(options.model)
+    fields = sae.compared_with(models_of(sae, options))
     rows = [(one.field, _told(one.recorded), _told(one.found), one.verdict) for one in fields]
     print(Table(f"{sae.source}", ("field", "recorded", "found", "verdict"), rows))
     files = sae.compared_files()
@@ -285,6 +332,8 @@ def _check(options: argparse.Namespace) -> None:
     if "error" in verdicts:
         raise CompatibilityError("it does not fit this model")
     if "warning" in verdicts:
+        if options.check == "strict":
+            raise CompatibilityError("it fits, with doubts, which --check strict does not let pass")
         print("it fits, with doubts")
     elif "equivalent" in verdicts:
         print("it fits: other files, and the same to the dictionary within rounding")

@@ -6,6 +6,8 @@ import types
 import typing
 from typing import Any
 
+MESSAGE = "Push with hubsae"
+
 
 def command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
     """A verb, and what runs it."""
@@ -19,6 +21,13 @@ def add_dictionary(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dictionary", help="folder or repository id")
     parser.add_argument("--revision", help="revision of the dictionary's repository")
     parser.add_argument("--subfolder", help="folder (or file) inside it; `hubsae list` shows them")
+    parser.add_argument(
+        "--layer", type=int, help="of several dictionaries, of an index or collection: one that reads it"
+    )
+    parser.add_argument("--component", help="likewise: one that reads this component")
+    parser.add_argument(
+        "--k", type=int, help="of those: the one with so many active features; or what a TopK's files leave out"
+    )
 
 
 def add_texts(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -49,7 +58,8 @@ def load(options: argparse.Namespace) -> Any:
     """The dictionary that was named, bound to no model."""
     from hubsae import load_sae
 
-    return load_sae(options.dictionary, revision=options.revision, subfolder=options.subfolder)
+    names = ("layer", "component", "revision", "subfolder", "k")
+    return load_sae(options.dictionary, **{name: getattr(options, name) for name in names})
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -58,21 +68,41 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", choices=("warn", "strict", "ignore"), default="warn", help="how to compare them")
 
 
-def bound(options: argparse.Namespace) -> Any:
-    """The dictionary that was named, bound to the models given, or to those recorded in it."""
+def models_of(dictionary: Any, options: argparse.Namespace) -> list[Any]:
+    """The models given, or those recorded in the dictionary."""
+    from hubsae import InterpretableModel
     from hubsae.errors import ConfigError
 
-    dictionary = load(options)
-    models: list[Any] = list(options.model or [])
-    if not models:
-        from hubsae import InterpretableModel
+    if options.model:
+        return list(options.model)
+    if any(base.repo_id is None for base in dictionary.base_models):
+        raise ConfigError(f"{options.dictionary} names no repository of its base model; give --model")
+    return [InterpretableModel(base.repo_id, revision=base.revision) for base in dictionary.base_models]
 
-        for base in dictionary.base_models:
-            if base.repo_id is None:
-                raise ConfigError(f"{options.dictionary} names no repository of its base model; give --model")
-            models.append(InterpretableModel(base.repo_id, revision=base.revision))
-    dictionary.bind(models, options.check)
+
+def bound(options: argparse.Namespace) -> Any:
+    """The dictionary that was named, bound to the models given, or to those recorded in it."""
+    dictionary = load(options)
+    dictionary.bind(models_of(dictionary, options), options.check)
     return dictionary
+
+
+def add_push(parser: argparse.ArgumentParser) -> None:
+    """Where what a verb makes is published, and how."""
+    parser.add_argument("--push", metavar="OWNER/NAME", help="publish it as a dataset repository")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--tag", help="tag the commit")
+    parser.add_argument("--message", default=MESSAGE, help="commit message")
+    parser.add_argument("--license", help="the Hub's id of a licence for what is published")
+
+
+def pushed(options: argparse.Namespace, made: Any) -> None:
+    """Publish what was made, where that was asked for."""
+    if not options.push:
+        return
+    how = {name: getattr(options, name) for name in ("private", "tag", "license")}
+    commit = made.push_to_hub(options.push, commit_message=options.message, **how)
+    print(commit.pr_url or commit)
 
 
 def add_fields(parser: argparse.ArgumentParser, title: str, config: type, without: tuple[str, ...] = ()) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from hubsae.cli_options import add_fields, add_texts, command, texts
+from hubsae.cli_options import add_fields, add_push, add_texts, command, pushed, texts
 
 _SHOWN = ("matched_share", "mean_corr_eval", "above_within_word", "invariance", "r2", "retrieval_at_1", "cka")
 _SHOWN += ("ev_own", "ev_transferred", "causal_corr", "stitched_loss_recovered")
@@ -22,8 +22,7 @@ def add(commands: Any) -> None:
     _add_models(align)
     add_texts(align)
     align.add_argument("--out", required=True, help="folder to write the alignment to")
-    align.add_argument("--push", metavar="OWNER/NAME", help="publish it as a dataset repository too")
-    align.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    add_push(align)
     align.add_argument("--causal", action="store_true", help="also steer B along the features of A, and compare")
     add_fields(align, "matching and judging", AlignConfig)
     add_fields(align, "where activations are compared", AnchorConfig, without=("seed",))
@@ -81,9 +80,7 @@ def _align(options: argparse.Namespace) -> None:
     print()
     print(_numbers(found))
     print(f"written to {options.out}")
-    if options.push:
-        commit = found.push_to_hub(options.push, private=options.private)
-        print(commit.pr_url or commit)
+    pushed(options, found)
 
 
 def _numbers(found: Any) -> Any:

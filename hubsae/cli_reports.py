@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hubsae.cli_options import add_texts, command, texts
+from hubsae.cli_options import add_push, add_texts, command, pushed, texts
 
 
 def add(commands: Any) -> None:
@@ -18,9 +18,7 @@ def add(commands: Any) -> None:
     compare.add_argument("--check", choices=("warn", "strict", "ignore"), default="warn", help="how to compare them")
     compare.add_argument("--names", help="what to call them, with commas, in their order")
     compare.add_argument("--out", help="folder to write the report to")
-    compare.add_argument("--push", metavar="OWNER/NAME", help="publish it as a dataset repository")
-    compare.add_argument("--private", action="store_true", default=None, help="make a new repository private")
-    compare.add_argument("--license", help="the Hub's id of a licence for the published report")
+    add_push(compare)
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -41,6 +39,4 @@ def _compare(options: argparse.Namespace) -> None:
     if options.out:
         report.save_pretrained(options.out)
         print(f"written to {options.out}")
-    if options.push:
-        commit = report.push_to_hub(options.push, private=options.private, license=options.license)
-        print(commit.pr_url or commit)
+    pushed(options, report)

@@ -46,6 +46,8 @@ def compare(
     given = _listed(dictionaries)
     if names is not None and (isinstance(names, str) or len(names) != len(given)):
         raise ConfigError(f"names: expected {len(given)}, one for each dictionary")
+    if names is not None and len(set(map(check_name, names))) < len(names):
+        raise ConfigError("names: expected different ones")
     found = [one if isinstance(one, BoundDictionary) else _loaded(one) for one in given]
     data: dict | None = None
     if texts is None:
@@ -204,8 +206,6 @@ def _name_of(texts: Any, name: str | None) -> dict:
 
 def _called(found: Sequence[BoundDictionary], entries: list[dict], names: Any) -> list[dict]:
     """The entries with the names given, or with short ones."""
-    if names is not None and len(set(map(check_name, names))) < len(names):
-        raise ConfigError("names: expected different ones")
     return [
         {**entry, "name": _short_name(dictionary) if names is None else names[i]}
         for i, (dictionary, entry) in enumerate(zip(found, entries, strict=True))

@@ -12,6 +12,7 @@ from hubsae.errors import DataError
 WIDTH, HEIGHT = 640, 360
 MOST_SERIES = 12
 _MOST_LABELS = 40
+_FEW_KEYS = 4  # of a legend, each of which may take a line of its own
 _PAPER, _INK, _GRID = "#ffffff", "#26231d", "#e4e1da"
 SOFT = "#6b665c"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -24,6 +25,7 @@ _MARKERS = (  # after a move to the point
     "m0 5l5-9h-10z",
 )
 _SIDES = ((6, -6, "start"), (8, 4, "start"), (0, -9, "middle"), (0, 17, "middle"), (-8, 4, "end"))  # of a label
+_OPACITY = {"bar": 0.75, "area": 0.2}  # areas lie over each other
 _FONT = 12
 SMALL = 11
 
@@ -42,18 +44,20 @@ class Canvas:
 
     def _legend(self, keys: Sequence[tuple[str, str, int]]) -> None:
         place, row = 16.0, 0
+        is_short = len(keys) <= _FEW_KEYS and not any(kind in _OPACITY for _, kind, _ in keys)
+        room = WIDTH - 64.0 if is_short else 280.0
         for name, kind, i in keys:
-            long = 30 + min(280.0, text_width(name, _FONT)) + 16
+            long = 30 + min(room, text_width(name, _FONT)) + 16
             if place > 16 and place + long > WIDTH - 16:
                 place, row = 16.0, row + 1
             y = self.top + 18 * row + 4
-            if kind == "area":
-                self.box(place, y - 6, 24, 12, f'fill="{colour(i)}" fill-opacity="0.3" {stroke(i)}')
+            if kind in _OPACITY:
+                self.box(place, y - 6, 24, 12, f"{fill(kind, i)} {stroke(i)}")
             else:
                 self.add(f'<path d="M{px(place)} {px(y)}h24" {stroke(i) if kind != "mark" else _mark_stroke(i)}/>')
             if kind == "point":
                 self.markers([(place + 12, y)], i)
-            self.text(place + 30, y + 4, name, room=280)
+            self.text(place + 30, y + 4, name, room=room)
             place += long
         self.top += 18 * (row + 1) + 4 if keys else 0
 
@@ -185,6 +189,11 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 def colour(i: int) -> str:
     """The colour of series i."""
     return _COLOURS[i % len(_COLOURS)]
+
+
+def fill(kind: str, i: int) -> str:
+    """The attributes of what series i fills: a "bar", or an "area" through which others can be seen."""
+    return f'fill="{colour(i)}" fill-opacity="{_OPACITY[kind]}"'
 
 
 def stroke(i: int) -> str:

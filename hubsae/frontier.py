@@ -10,6 +10,7 @@ import numpy as np
 
 from hubsae.errors import ConfigError
 from hubsae.identity import BaseModel, compare
+from hubsae.report_config import models_key
 from hubsae.sites import Site
 
 COLUMNS: dict[str, tuple[type, str]] = {
@@ -96,41 +97,64 @@ def settings_of(entries: Sequence[dict], results: Mapping[str, dict]) -> list[Se
     counts), their texts have the same name, Hub id and digest, and as many tokens, documents and predictions, and if
     the loss of the model as it is agrees to one part in 100,000: it does not depend on the dictionary.
     """
+    known = _Models(entries)
     buckets: dict[tuple, list[list[int]]] = {}
     for i, entry in enumerate(entries):
         result = results[entry["name"]]
         found = buckets.setdefault(_texts_key(result), [])
         for members in found:
-            other = entries[members[0]]
-            if _same_loss(result, results[other["name"]]) and same_models(models_of(entry), models_of(other)):
+            if known.same(i, members[0]) and _same_loss(result, results[entries[members[0]]["name"]]):
                 members.append(i)
                 break
         else:
             found.append([i])
     parts = sorted(members for found in buckets.values() for members in found)
-    firsts = [entries[members[0]] for members in parts]
     out = []
-    for members, first, model in zip(parts, firsts, _model_names([models_of(first) for first in firsts]), strict=True):
-        result = results[first["name"]]
+    for members, model in zip(parts, known.names([members[0] for members in parts]), strict=True):
+        result = results[entries[members[0]]["name"]]
         counts = {name: result.get(name) for name in ("n_documents", "n_spliced_tokens", "ce_original")}
         texts = result.get("data") or {}
-        out.append(Setting(tuple(members), model, models_of(first), texts, result["n_tokens"], **counts))
+        out.append(Setting(tuple(members), model, known.of(members[0]), texts, result["n_tokens"], **counts))
     return out
 
 
-def _model_names(models: Sequence[tuple[BaseModel, ...]]) -> list[str]:
-    """A name for each: of those that do not differ the same, with a repository where one of them has it."""
-    kinds: list[list[int]] = []
-    for i, own in enumerate(models):
-        mine = next((kind for kind in kinds if same_models(own, models[kind[0]])), None)
-        if mine is None:
-            kinds.append([i])
-        else:
-            mine.append(i)
-    best = [min(kind, key=lambda i: (sum(base.repo_id is None for base in models[i]), i)) for kind in kinds]
-    labels = distinct([" and ".join(base.label for base in models[i]) for i in best])
-    name_of = {i: label for label, kind in zip(labels, kinds, strict=True) for i in kind}
-    return [name_of[i] for i in range(len(models))]
+class _Models:
+    """The language models of entries: each record of them read once, and two records compared once."""
+
+    def __init__(self, entries: Sequence[dict]):
+        firsts: dict[str, dict] = {}
+        keys = [models_key(entry) for entry in entries]
+        for key, entry in zip(keys, entries, strict=True):
+            firsts.setdefault(key, entry)
+        places = {key: record for record, key in enumerate(firsts)}
+        self._record_of = [places[key] for key in keys]
+        self._models = [models_of(entry) for entry in firsts.values()]
+        self._same: dict[tuple[int, int], bool] = {}
+
+    def of(self, i: int) -> tuple[BaseModel, ...]:
+        """Those of an entry."""
+        return self._models[self._record_of[i]]
+
+    def same(self, i: int, j: int) -> bool:
+        """Whether those of two entries do not differ."""
+        pair = self._record_of[i], self._record_of[j]
+        if pair not in self._same:
+            self._same[pair] = pair[0] == pair[1] or same_models(self.of(i), self.of(j))
+        return self._same[pair]
+
+    def names(self, entries: Sequence[int]) -> list[str]:
+        """A name for each entry: of models that do not differ the same, with a repository where one of them has it."""
+        alike: list[list[int]] = []
+        number: dict[int, int] = {}
+        for i in entries:
+            if self._record_of[i] not in number:
+                n = next((n for n, others in enumerate(alike) if self.same(i, others[0])), len(alike))
+                alike += [[]] if n == len(alike) else []
+                alike[n].append(i)
+                number[self._record_of[i]] = n
+        best = [min(own, key=lambda i: sum(base.repo_id is None for base in self.of(i))) for own in alike]
+        labels = distinct([" and ".join(base.label for base in self.of(i)) for i in best])
+        return [labels[number[self._record_of[i]]] for i in entries]
 
 
 def groups_of(entries: Sequence[dict], settings: Sequence[Setting]) -> list[Group]:
@@ -149,15 +173,36 @@ def groups_of(entries: Sequence[dict], settings: Sequence[Setting]) -> list[Grou
 def _labels(parts: Sequence[tuple[Setting, tuple[str, ...]]]) -> list[str]:
     """Sites, and of models, texts and numbers of tokens what is needed to tell the groups apart."""
     several_models = len({setting.model for setting, _ in parts}) > 1
-    labels = [" + ".join(writes) + (f" of {s.model}" if several_models else "") for s, writes in parts]
+    labels = [short_sites(writes) + (f" of {s.model}" if several_models else "") for s, writes in parts]
     for more in (lambda s: f" on {s.texts}", lambda s: f", {s.n_tokens:,} tokens"):
-        told = {
-            label: {more(s) for other, (s, _) in zip(labels, parts, strict=True) if other == label} for label in labels
-        }
-        labels = [
-            label + more(s) if len(told[label]) > 1 else label for label, (s, _) in zip(labels, parts, strict=True)
-        ]
+        added = [more(s) for s, _ in parts]
+        told: dict[str, set[str]] = {}
+        for label, text in zip(labels, added, strict=True):
+            told.setdefault(label, set()).add(text)
+        labels = [label + text if len(told[label]) > 1 else label for label, text in zip(labels, added, strict=True)]
     return distinct(labels)
+
+
+def short_sites(sites: Sequence[str]) -> str:
+    """`"layers.1,2,5-8.mlp + layers.3.attn"`: each component of each model once."""
+    layers: dict[tuple[int, str], list[int]] = {}
+    for site in map(Site.parse, sites):
+        layers.setdefault((site.model, site.component), []).append(site.layer)
+    return " + ".join(
+        str(Site(0, component, model)).replace("layers.0.", f"layers.{_ranges(found)}.", 1)
+        for (model, component), found in layers.items()
+    )
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """`"1,2,5-8"`."""
+    runs: list[list[int]] = []
+    for layer in sorted(layers):
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 3 else ",".join(map(str, run)) for run in runs)
 
 
 def distinct(names: Sequence[str]) -> list[str]:

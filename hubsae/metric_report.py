@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import mlx.core as mx
+from huggingface_hub import HfApi
 
 from hubsae import frontier, licences, report_pictures
 from hubsae.charts import Picture
@@ -14,18 +15,17 @@ from hubsae.frames import Frame
 from hubsae.frontier import COLUMNS, Group, Setting
 from hubsae.hub import Artifact
 from hubsae.identity import BaseModel
-from hubsae.report_config import ReportConfig
-from hubsae.report_rows import checked, columns_of, notes_of, row_of, summary_of
-from hubsae.sites import parse_sites
-from hubsae.store import METRICS, REPORT, read_json
+from hubsae.report_config import ReportConfig, check_text
+from hubsae.report_rows import checked, columns_of, notes_of, only_place, row_of, summary_of
+from hubsae.store import METRICS, REPORT, STATISTICS, read_json
 from hubsae.survey import same_marks
 from hubsae.tables import Table, number
 
 TABLE = "dictionaries.parquet"
 _SHOWN = ("name", "kind", "n_features", "sparsity", "l0", "fvu", "ce_recovered", "kl", "dead_share", "on_frontier")
 _PAPERS = (
-    "Gao et al., Scaling and evaluating sparse autoencoders, arXiv 2406.04093",
-    "Rajamanoharan et al., Improving Dictionary Learning with Gated Sparse Autoencoders, arXiv 2404.16014",
+    ("Gao et al., Scaling and evaluating sparse autoencoders", "2406.04093"),
+    ("Rajamanoharan et al., Improving Dictionary Learning with Gated Sparse Autoencoders", "2404.16014"),
 )
 _HEADS = {"n_features": "features", "ce_recovered": "loss recovered", "dead_share": "never active"}
 
@@ -179,7 +179,7 @@ class Report(Artifact, tags=["mechanistic-interpretability", "hubsae-report"]):
         head = [_HEADS.get(name, name) for name in names] + ["frontier"]
         found = []
         for group in self.groups:
-            rows = [[*(_cell(row, n) for n in names), "yes" if row["on_frontier"] else ""] for row in self._of(group)]
+            rows = [[*(_cell(row, n) for n in names), _place(row, group)] for row in self._of(group)]
             title = f"{group.label}: {group.setting.n_tokens:,} tokens of {group.setting.texts}"
             note = " ".join(self.notes) if group is self.groups[-1] else ""
             found.append(Table(title, head, rows, note))
@@ -195,6 +195,8 @@ class Report(Artifact, tags=["mechanistic-interpretability", "hubsae-report"]):
         found = read_json(folder / METRICS).get("results")
         try:
             checked(self.config, found)
+            for name in (METRICS, STATISTICS):
+                check_text(read_json(folder / name) if (folder / name).is_file() else {}, name)
         except ConfigError as error:
             raise ArtifactError(f"{METRICS}: {error}") from error
 
@@ -204,6 +206,11 @@ class Report(Artifact, tags=["mechanistic-interpretability", "hubsae-report"]):
         super()._save_pretrained(save_directory)
         arrow = Frame(columns_of(self.rows)).to_arrow().cast(frontier.arrow_schema())
         pyarrow.parquet.write_table(arrow, save_directory / TABLE, compression="zstd", write_page_index=True)
+
+    def _inherited(self, api: HfApi) -> dict | None:
+        """The licence that the language models of all its dictionaries share."""
+        bases = [base.get("repo_id") for entry in self.config.entries for base in entry["base_models"]]
+        return licences.shared(api, bases)
 
     def card_pictures(self) -> dict[str, Picture]:
         return report_pictures.drawn(self.rows, self.groups)
@@ -222,25 +229,33 @@ class Report(Artifact, tags=["mechanistic-interpretability", "hubsae-report"]):
             name: [BaseModel.from_dict(b).label for b in entry["base_models"]] for name, entry in entries.items()
         }
         found = {entry["tokens"].get("context_size") for entry in entries.values()} - {None}
+        compared = [group for group in self.groups if len(group.names) > 1]
         return {
             "entries": entries,
             "rows": self.rows,
-            "groups": [(group, self._of(group)) for group in self.groups],
+            "groups": [(group, [(row, _place(row, group)) for row in self._of(group)]) for group in self.groups],
             "settings": self.settings,
             "summary": self.summary,
             "notes": self.notes,
             "measured_anew": self.config.data is not None,
-            "n_frontier": sum(row["on_frontier"] for row in self.rows),
+            "n_comparisons": len(compared),
+            "n_compared": sum(len(group.names) for group in compared),
+            "n_frontier": sum(row["on_frontier"] for group in compared for row in self._of(group)),
             "made_for": {name: " and ".join(labels) for name, labels in made_for.items()},
             "many_models": len({*map(tuple, made_for.values())}) > 1,
             "local": sum(entry["repo_id"] is None for entry in entries.values()),
             "contexts": list(map(str, sorted(found))),
             "on_hub": next((row["name"] for row in self.rows if row["repo_id"] and row["on_frontier"]), None),
             "columns": COLUMNS,
-            "layer": parse_sites(self.config.entries[0]["reads"])[0].layer,
+            "place": only_place(self.config.entries),
             "papers": _PAPERS,
             "licence": licence if licences.is_licence(licence) else None,
         }
+
+
+def _place(row: dict, group: Group) -> str:
+    """Whether a row is on the frontier of its group, where that has others."""
+    return "-" if len(group.names) < 2 else "yes" if row["on_frontier"] else ""
 
 
 def _cell(row: dict, name: str) -> Any:

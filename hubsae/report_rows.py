@@ -8,7 +8,17 @@ import numpy as np
 from hubsae.errors import ConfigError
 from hubsae.frontier import COLUMNS, Group, Setting, models_of, same_models, written
 from hubsae.identity import BaseModel
-from hubsae.report_config import ReportConfig, check_data
+from hubsae.report_config import (
+    LONGEST_NAME,
+    MOST_MODELS,
+    MOST_SITES,
+    ReportConfig,
+    check_data,
+    check_text,
+    real,
+    shortened,
+    whole,
+)
 from hubsae.settings import as_type
 from hubsae.sites import Site
 
@@ -32,7 +42,9 @@ def picked(metrics: Mapping[str, Any], data: Mapping[str, Any] | None = None) ->
     said = metrics.get("data") if data is None else data
     if isinstance(said, Mapping):
         known = {name: said[name] for name in ("name", "dataset", "digest", "n_texts") if said.get(name) is not None}
-        found["data"] = known
+        if isinstance(known.get("name"), str):
+            known["name"] = shortened(known["name"])
+        found["data"] = {k: v for k, v in known.items() if not isinstance(v, str) or len(v) <= LONGEST_NAME}
     check(found)
     return found
 
@@ -42,6 +54,7 @@ def checked(config: ReportConfig, results: Any) -> dict[str, dict]:
     names = {entry["name"] for entry in config.entries}
     if wrong := sorted(names ^ set(as_type(results, dict, "results"))):
         raise ConfigError(f"results: missing or unknown {', '.join(wrong)[:200]}")
+    check_text(results, "results")
     for name, result in results.items():
         try:
             check(as_type(result, dict, "result"))
@@ -53,27 +66,34 @@ def checked(config: ReportConfig, results: Any) -> dict[str, dict]:
 def check(result: dict) -> None:
     """Raise `ConfigError` for numbers that no dictionary has."""
     for name in COUNTS:
-        if name in result and as_type(result[name], int, name) < 1:
-            raise ConfigError(f"{name}={result[name]}: expected at least 1")
+        if name in result:
+            whole(result[name], name, least=1)
     if "n_tokens" not in result:
         raise ConfigError("no n_tokens: over how many tokens this was measured")
     for name in NUMBERS:
         if result.get(name) is not None:
-            as_type(result[name], float, name)
+            real(result[name], name)
     for name in ("fvu", "l0", "dead_share", "kl"):
         if (result.get(name) or 0) < -1e-3:
             raise ConfigError(f"{name}={result[name]}: cannot be negative")
     for name, parts in (("fvu_per_site", dict), ("ce_recovered_per_model", list), ("intervals", dict), ("data", dict)):
         if name in result and not isinstance(result[name], parts | (tuple if parts is list else parts)):
             raise ConfigError(f"{name}: expected a {parts.__name__}")
+    for name, most in (
+        ("fvu_per_site", MOST_SITES),
+        ("ce_recovered_per_model", MOST_MODELS),
+        ("intervals", MOST_SITES),
+    ):
+        if len(result.get(name, ())) > most:
+            raise ConfigError(f"{name}: {len(result[name]):,} numbers, expected at most {most}")
     per_site = result.get("fvu_per_site", {})
     for value in (*per_site.values(), *result.get("ce_recovered_per_model", ())):
         if value is not None:
-            as_type(value, float, "fvu_per_site and ce_recovered_per_model")
+            real(value, "fvu_per_site and ce_recovered_per_model")
     for name, pair in result.get("intervals", {}).items():
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise ConfigError(f"interval of {str(name)[:80]}: expected two numbers")
-        low, high = (as_type(value, float, f"interval of {str(name)[:80]}") for value in pair)
+        low, high = (real(value, f"interval of {str(name)[:80]}") for value in pair)
         if low > high:
             raise ConfigError(f"interval of {str(name)[:80]}: {low} to {high}")
     check_data(result.get("data", {}))
@@ -191,9 +211,28 @@ def summary_of(rows: Sequence[dict], settings: Sequence[Setting]) -> str:
     sites = list(dict.fromkeys(row["writes"] for row in rows))
     where = " and ".join(sites) if len(sites) <= 2 else f"{len(sites):,} sites"
     models = list(dict.fromkeys(setting.model for setting in settings))
-    return (
-        f"{' and '.join(kinds)} of {where} of {' and '.join(models) if len(models) <= 2 else f'{len(models)} models'}"
-    )
+    made_for = " and ".join(models) if len(models) <= 2 else f"{len(models):,} models"
+    return f"{' and '.join(filter(None, (', '.join(kinds[:-1]), kinds[-1])))} of {where} of {made_for}"
+
+
+def only_place(entries: Sequence[dict]) -> dict[str, Any] | None:
+    """What `load_sae` needs beside an index with these entries to find the first of them that can be told apart:
+    `layer`, and of `component` and `k` as little as will do (see `members.choose`)."""
+    known = [
+        ({(s.layer, s.component) for s in map(Site.parse, entry["reads"])}, entry["sparsity"].get("k"))
+        for entry in entries
+        if entry["repo_id"] is not None
+    ]
+    for sites, k in known:
+        layer, component = min(sites)
+        of_layer = [(there, other) for there, other in known if layer in {place for place, _ in there}]
+        of_site = [one for one in of_layer if (layer, component) in one[0]]
+        for fit, place in ((of_layer, {"layer": layer}), (of_site, {"layer": layer, "component": component})):
+            if len(fit) == 1:
+                return place
+            if k is not None and [other for _, other in fit].count(k) == 1:
+                return {**place, "k": k}
+    return None
 
 
 def _made_for(entry: dict) -> tuple[BaseModel, ...]:

@@ -3,7 +3,8 @@
     python scripts/fingerprint_tolerance.py MODEL ...   # folders or repository ids
 
 Each line: largest difference at any residual, mlp or attention output, as `Fingerprint.difference` estimates it, and
-as the root mean square over positions of the distance between rows scaled to norm 1. `SAME_WITHIN` was chosen by it.
+as the root mean square over positions of the distance between rows scaled to norm 1; and how far the losses of the tokens
+are apart. `SAME_WITHIN` and `SAME_LOSSES` were chosen by it.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import numpy as np
 
 from hubsae import InterpretableModel
 from hubsae.fingerprint import fingerprint
-from hubsae.identity import SAME_WITHIN
+from hubsae.identity import SAME_LOSSES, SAME_WITHIN
 from hubsae.sites import Site
 from hubsae.sparse import as_numpy
 
@@ -54,8 +55,10 @@ def main() -> None:
             pairs = zip(rows(model, known.tokens, sites), rows(other, known.tokens, sites), strict=True)
             true = max(float(np.sqrt(np.mean(np.sum((a - b) ** 2, axis=1)))) for a, b in pairs)
             apart = known.difference(found) or 0.0
-            verdict = "same" if apart <= SAME_WITHIN else "other"
-            print(f"{source}  {name:7} {100 * apart:7.2f} % estimated {100 * true:7.2f} % true  {verdict}")
+            losses = known.loss_difference(found)
+            verdict = "same" if apart <= SAME_WITHIN and losses <= SAME_LOSSES else "other"
+            told = f"{100 * apart:7.2f} % estimated {100 * true:7.2f} % true  losses {losses:.3f} nats"
+            print(f"{source}  {name:7} {told}  {verdict}")
 
 
 if __name__ == "__main__":

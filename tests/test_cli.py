@@ -1,3 +1,5 @@
+import json
+import shutil
 import subprocess
 import sys
 
@@ -278,3 +280,49 @@ def test_check_prints_every_field_and_its_verdict(trained, demo_folder, capsys):
     found = capsys.readouterr()
     assert any("architecture" in line and line.endswith("error") for line in found.out.splitlines())
     assert "it does not fit this model" in found.err
+
+
+def test_check_takes_the_recorded_model_and_strict_lets_no_doubt_pass(trained, demo_folder, capsys, tmp_path):
+    shutil.copytree(trained / "sae", tmp_path / "sae")
+    config = json.loads((tmp_path / "sae" / "config.json").read_text())
+    config["base_models"][0]["quantization"] = {"bits": 4, "group_size": 64}
+    (tmp_path / "sae" / "config.json").write_text(json.dumps(config))
+    line = ["check", str(tmp_path / "sae"), "--model", str(demo_folder)]
+    assert main(line) == 0
+    assert "it fits, with doubts" in capsys.readouterr().out
+    assert main([*line, "--check", "strict"]) == 1
+    assert "it fits, with doubts" in capsys.readouterr().err
+    assert main(line[:2]) == 1
+    assert "names no repository of its base model; give --model" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings(UPLOAD_WARNING)
+def test_of_several_dictionaries_one_is_chosen_and_a_report_of_them_published(alice, capsys, tmp_path):
+    for layer in (1, 2):
+        sites = (f"layers.{layer}.residual",)
+        sae = random_sae(reads=sites, writes=sites)
+        sae.metrics = {"n_tokens": 9, "l0": 4.0, "fvu": 0.5}
+        sae.save(tmp_path / "saes" / f"sae{layer}")
+    assert main(["show", str(tmp_path / "saes"), "--layer", "2"]) == 0
+    assert "layers.2.residual (16)" in capsys.readouterr().out
+    assert main(["list", str(tmp_path / "saes" / "sae1")]) == 0
+    assert ": 1 dictionary\n" in capsys.readouterr().out
+    assert main(["push", str(tmp_path / "saes"), "alice/several"]) == 1
+    assert "holds 2 dictionaries: --collection" in capsys.readouterr().err
+    assert not alice.seen("POST /api/repos/create")
+    folders = [str(tmp_path / "saes" / f"sae{layer}") for layer in (1, 2)]
+    out = str(tmp_path / "report")
+    how = ["--license", "mit", "--message", "Two layers", "--tag", "v1"]
+    assert main(["compare", *folders, "--out", out, "--push", "alice/compared", *how]) == 0
+    assert main(["push", out, "alice/again", "--license", "mit"]) == 0
+    assert "license: mit" in alice.files("alice/again", repo_type="dataset")["README.md"].decode()
+    one, two = (alice.files(name, repo_type="dataset")["report.json"] for name in ("alice/again", "alice/compared"))
+    assert one == two
+    assert alice.files("alice/compared", "v1", "dataset")
+
+
+def test_a_stream_asks_for_the_flag_that_ends_it(trained, demo_folder, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("hubsae.tokens.read_texts", lambda *_, **__: iter(["a text"]))
+    assert main(f"train {demo_folder} --texts some/stream --layer 1 --out {tmp_path}/x".split()) == 1
+    assert "some/stream is streamed" in (said := capsys.readouterr().err)
+    assert "--training-tokens" in said

@@ -158,7 +158,7 @@ def test_branch_tag_pull_request_and_pinned_revision(alice, pairs):
     assert head(alice) == first
     for revision, wanted in ((None, pairs), ("v1", pairs), (first, pairs), ("next", other), ("refs/pr/1", other)):
         assert same(Pairs.from_pretrained(REPO, revision=revision), wanted)
-    with pytest.raises(HubError, match="was made, but not tagged 'v1'"):
+    with pytest.raises(HubError, match="is there, but not tagged 'v1'"):
         other.push_to_hub(REPO, tag="v1")
 
 

@@ -15,15 +15,19 @@ import pytest
 from conftest import random_sae
 from hub_server import UPLOAD_WARNING
 
-from hubsae import SAE, Report, compare, load_report, tokens
+from hubsae import SAE, Report, compare, frontier, licences, load_report, tokens
 from hubsae.activations import read_chunks
 from hubsae.api import BoundDictionary
 from hubsae.cli import main
 from hubsae.errors import ArtifactError, CompatibilityError, ConfigError, DataError
 from hubsae.evaluate import evaluate_together
-from hubsae.frontier import COLUMNS, distinct, undominated
+from hubsae.frontier import COLUMNS, distinct, short_sites, undominated
+from hubsae.hub_client import Source
+from hubsae.identity import compare as compare_models
+from hubsae.members import choose
 from hubsae.metric_report import TABLE
 from hubsae.report_config import FORMAT_VERSION, ReportConfig, record
+from hubsae.report_rows import only_place, summary_of
 from hubsae.store import WEIGHTS, write_json
 
 REPO = "alice/frontier"
@@ -163,6 +167,46 @@ def test_what_reads_other_sites_and_writes_the_same_is_compared_and_it_is_said()
     assert any(note in one for one in report.notes)
 
 
+def test_records_of_models_are_read_and_compared_once_and_too_many_are_refused(monkeypatch):
+    calls = []
+    monkeypatch.setattr(frontier, "compare", lambda a, b: calls.append(1) or compare_models(a, b))
+    first = record(sae_of(), "first")
+    said = [{**BASE, "repo_id": None}, {**BASE, "n_layers": 9}, {**BASE, "fingerprint": {"tokens": []}}]
+    entries = [{**first, "name": str(i), "base_models": [said[i % 3]]} for i in range(300)]
+    report = Report(ReportConfig(tuple(entries)), {str(i): numbers(4, 0.9) for i in range(300)})
+    assert sorted(len(group.names) for group in report.groups) == [100, 200]
+    assert len(calls) <= 6
+    assert not any("fingerprint" in entry["base_models"][0] for entry in report.config.entries)
+    others = [{**first, "name": str(i), "base_models": [{**BASE, "vocab_size": i}]} for i in range(400)]
+    with pytest.raises(ConfigError, match="400 different language models are too many"):
+        ReportConfig(tuple(others))
+
+
+@pytest.mark.parametrize(
+    ("sites", "wanted"),
+    [
+        ([("layers.1.mlp", 4), ("layers.2.mlp", 4)], {"layer": 1}),
+        ([("layers.1.mlp", 4), ("layers.1.attn", 4)], {"layer": 1, "component": "mlp"}),
+        ([("layers.1.mlp", 4), ("layers.1.mlp", 8)], {"layer": 1, "k": 4}),
+        ([("layers.1.mlp", 4), ("layers.1.mlp", 8), ("layers.1.attn", 4)], {"layer": 1, "component": "mlp", "k": 4}),
+        ([("layers.1.mlp", 4), ("layers.1.mlp", 4)], None),
+    ],
+)
+def test_the_place_that_a_card_names_is_that_of_one_dictionary(sites, wanted, tmp_path):
+    entries = []
+    for i, (site, k) in enumerate(sites):
+        sae = BoundDictionary(replace(sae_of(k=k).config, reads=(site,), writes=(site,)), sae_of().arrays())
+        sae.source = Source(f"alice/{i}", "a" * 40, {"repo_id": f"alice/{i}", "subfolder": None})
+        sae.statistics = {"imported": {}}  # whose files are not asked for
+        entries.append(record(sae, str(i)))
+    place = only_place(entries)
+    assert place == wanted
+    if place:
+        write_json(tmp_path / "report.json", asdict(ReportConfig(tuple(entries))))
+        found = choose(tmp_path, **{"layer": None, "component": None, "k": None, "revision": None, **place})
+        assert found.source == "alice/0"
+
+
 def test_names_stay_apart():
     assert distinct(["a", "a (2)", "a", "a"]) == ["a", "a (2)", "a (3)", "a (4)"]
 
@@ -181,19 +225,20 @@ def three(demo_model) -> list[SAE]:
 
 
 def test_numbers_are_those_of_evaluate_whatever_the_order(three, demo_texts):
-    texts = demo_texts[:14]
-    report = compare(three, texts=iter(texts), max_rows=400, dataset_name="the atlas")
+    texts = demo_texts[:12]
+    report = compare(three, texts=iter(texts), max_rows=240, dataset_name="the atlas")
     named = [f"layers.{layer}.residual topk k={k} F=64" for layer, k in ((0, 4), (2, 4), (2, 8))]
     assert [row["name"] for row in report] == named
     assert [group.names for group in report.groups] == [(named[0],), tuple(named[1:])]
-    alone = three[0].evaluate(texts=texts, max_rows=400).to_dict()
+    alone = three[0].evaluate(texts=texts, max_rows=240).to_dict()
     row = report[named[2]]
     for name in ("l0", "fvu", "ce_recovered", "ce_recovered_mean", "kl", "cosine", "dead_share", "n_tokens"):
         assert row[name] == alone[name]
     assert report.results[named[2]]["intervals"] == alone["intervals"]
-    again = compare(three[::-1], three[0].model, texts, max_rows=400, dataset_name="the atlas")
+    assert "fingerprint" not in report.entry(named[2])["measured_with"][0]
+    again = compare(three[::-1], three[0].model, texts, max_rows=240, dataset_name="the atlas")
     assert (again.config, again.metrics) == (report.config, report.metrics)
-    other = compare(three[1], texts=texts[1:], max_rows=400, dataset_name="the atlas")
+    other = compare(three[1], texts=texts[1:], max_rows=20, dataset_name="the atlas")
     assert report.results[named[0]]["data"]["digest"] != other.results[named[0]]["data"]["digest"]
 
 
@@ -253,6 +298,15 @@ def test_a_saved_report_comes_back_exactly_and_saves_the_same_bytes(report, tmp_
     assert "<table" in again._repr_html_()
     with pytest.raises(DataError, match="no dictionary 'x' in this report; it has sparse, worse"):
         again["x"]
+
+
+def test_the_sum_of_the_weights_is_that_of_their_bytes_whatever_the_cache_calls_them(tmp_path):
+    sae_of().save(tmp_path / "d")
+    blob = tmp_path / ("b" * 64)
+    (tmp_path / "d" / WEIGHTS).rename(blob)
+    (tmp_path / "d" / WEIGHTS).symlink_to(blob)
+    found = record(SAE.from_pretrained(tmp_path / "d"), "x")["sha256"]
+    assert found == hashlib.sha256(blob.read_bytes()).hexdigest()
 
 
 @pytest.mark.filterwarnings(UPLOAD_WARNING)
@@ -324,7 +378,7 @@ def change_json(path: Path, change: Any) -> None:
         (lambda d: d["entries"][0].update(writes=[["layers.1"]]), "writes="),
         (lambda d: d["entries"][0].update(writes=["layers.1", "layers.1.residual"]), "stands there twice"),
         (lambda d: d["entries"][0].update(kind="transcoder"), "does not fit the sites"),
-        (lambda d: d["entries"][0].update(n_features=0), "cannot be negative or 0"),
+        (lambda d: d["entries"][0].update(n_features=0), "expected at least 1"),
         (lambda d: d["entries"][0].update(n_features=1e9), "n_features='1000000000"),
         (lambda d: d["entries"][0].update(sparsity={"name": "evil"}), "sparsity 'evil'"),
         (lambda d: d["entries"][0].update(sparsity={"name": "topk", "k": []}), "k="),
@@ -335,6 +389,15 @@ def change_json(path: Path, change: Any) -> None:
         (lambda d: d["entries"][0].update(repo_id="a/b"), "belong together"),
         (lambda d: d["entries"][0].update(repo_id="../../etc", revision="a" * 40), "not of this form"),
         (lambda d: d["entries"][0].update(sha256="x"), "not of this form"),
+        (lambda d: d["entries"][0].update(n_features=10**30), r"less than 2\*\*63"),
+        (lambda d: d["entries"][0].update(training_tokens=1 << 63), r"less than 2\*\*63"),
+        (lambda d: d["entries"][0].update(training_data="\ud800"), "half a letter"),
+        (lambda d: d["entries"][0].update(training_data="x" * 201), "201 characters"),
+        (lambda d: d["entries"][0].update(base_models=[BASE] * 11), "11 of them, expected at most 10"),
+        (lambda d: d["entries"][0].update(measured_with=[BASE] * 11), "11 of them, expected at most 10"),
+        (lambda d: d["entries"][0].update(reads=[f"layers.{i}" for i in range(201)]), "201 of them"),
+        (lambda d: d.update(data={"name": "x" * 201}), "201 characters"),
+        (lambda d: d.update(data={"n_texts": 10**30}), r"less than 2\*\*63"),
     ],
 )
 def test_a_damaged_or_hostile_report_is_refused(folder, change, message):
@@ -361,6 +424,11 @@ def test_a_damaged_or_hostile_report_is_refused(folder, change, message):
         (lambda d: d["results"]["worse"].update(intervals=[1]), "intervals: expected a dict"),
         (lambda d: d["results"]["worse"].update(fvu_per_site={"a": "b"}), "fvu_per_site"),
         (lambda d: d["results"]["worse"].update(data={"name": ["x"]}), "data, name"),
+        (lambda d: d["results"]["worse"].update(n_tokens=10**30), r"less than 2\*\*63"),
+        (lambda d: d["results"]["worse"].update(kl=1e300), "expected at most 1e"),
+        (lambda d: d["results"]["worse"].update(intervals={str(i): [0, 1] for i in range(201)}), "201 numbers"),
+        (lambda d: d["results"]["worse"].update(fvu_per_site={"\udfff": 0.1}), "half a letter"),
+        (lambda d: d.update(more="\ud800"), "half a letter"),
     ],
 )
 def test_damaged_or_hostile_numbers_are_refused(folder, change, message):
@@ -381,8 +449,8 @@ def test_a_report_without_its_numbers_is_refused(folder, report):
 
 def test_every_value_of_the_template_goes_through_a_filter():
     source = (Path(__file__).parent.parent / "cards" / "report.md").read_text()
-    safe = ("md", "code", "number", "number(3)", "number(4)", "percent", "percent(2)", "tojson", "urlencode")
-    own = ('"', "interval(", "share(", "picture(", "repo(", "base_row(", 'papers | map("md")')
+    safe = ("md", "code", "number", "number(3)", "number(4)", "percent", "percent(2)", "tojson", "urlencode", "tex")
+    own = ('"', "interval(", "share(", "picture(", "repo(", "base_row(")
     for expression in re.findall(r"{{ (.*?) -?}}", source):
         assert expression.split("| ")[-1] in safe or expression.startswith(own), expression
 
@@ -406,7 +474,12 @@ def test_the_card_says_what_is_compared_and_shows_the_pictures(report):
     card = str(report.generate_model_card(pictures={n: p.alt for n, p in pictures.items()}, repo_id=REPO))
     for words in (
         "How sparse and how faithful 4 sparse autoencoders of layers.1.residual and layers.2.residual",
-        "3 of 4 are on the frontiers of 2 separate comparisons",
+        "2 of 3 that stand beside others are on the frontier: no other has",
+        "1 stands alone: nothing here can be compared with it.",
+        "| sha256 of model.safetensors |",
+        "[arXiv 2406.04093](https://arxiv.org/abs/2406.04093)",
+        'url = "https://huggingface.co/datasets/alice/frontier"',
+        'author = "{alice}"',
         "90.00 % [88, 92]",
         'hubsae.load_report("alice/frontier")',
         "They write different sites.",
@@ -418,6 +491,39 @@ def test_the_card_says_what_is_compared_and_shows_the_pictures(report):
     assert "](assets/frontier.svg)" not in str(report.generate_model_card())
     assert not planted({"a": numbers(4, 0.9)}).card_pictures()
     assert "frontiers" not in str(planted({"a": numbers(4, None)}).generate_model_card())
+
+
+def test_dictionaries_that_stand_alone_are_on_no_frontier(report):
+    assert [str(table.rows[0][-1]) for table in report._shown()] == ["yes", "-"]
+    alone = planted({"a": numbers(4, 0.9), "b": numbers(4, 0.8)}, b=sae_of(2))
+    assert "No two of them can be compared" in str(alone.generate_model_card())
+    unknown = planted({"a": numbers(4, None), "b": numbers(8, None)}, b=sae_of(1, 8))
+    assert "None of them has a place on a frontier" in str(unknown.generate_model_card())
+
+
+def test_what_a_picture_says_names_each_point_once():
+    results = {f"{i}": numbers(4, 0.9) for i in range(4)} | {"5": numbers(8, 0.95)}
+    report = planted(results, **{name: sae_of(int(name) % 5, 8 if name == "5" else 4) for name in results})
+    alt = report.card_pictures()["frontier"].alt
+    assert "layers.0.residual: 90 % at 4, 95 % at 8; layers.1.residual: 90 % at 4; layers.2.residual" in alt
+    assert alt.endswith("; and 1 more line.")
+
+
+def test_several_sites_of_one_component_are_named_together():
+    assert short_sites([f"layers.{i}.mlp" for i in (1, 2, 3)]) == "layers.1,2,3.mlp"
+    assert short_sites([*(f"layers.{i}.mlp" for i in (0, 4, 5, 6, 7)), "1:layers.3"]) == (
+        "layers.0,4-7.mlp + 1:layers.3.residual"
+    )
+    rows = [{"kind": kind, "writes": "layers.1.mlp"} for kind in ("sae", "sae", "transcoder", "crosscoder")]
+    assert summary_of(rows, []).startswith("2 sparse autoencoders, a transcoder and a crosscoder of layers.1.mlp")
+
+
+def test_the_licence_that_all_base_models_share_is_inherited(monkeypatch):
+    monkeypatch.setattr(licences, "_of", lambda api, repo_id: repo_id and {"id": "mit"})
+    api: Any = None
+    other = planted({"a": numbers(4, 0.9), "b": numbers(4, 0.8)}, b=sae_of(base={**BASE, "repo_id": "alice/other"}))
+    assert other._inherited(api) == {"id": "mit", "from": ["alice/tiny", "alice/other"]}
+    assert planted({"a": numbers(4, 0.9)}, a=sae_of(base={**BASE, "repo_id": None}))._inherited(api) is None
 
 
 def test_of_many_sites_twelve_lines_are_drawn_and_the_layers_too():

@@ -70,7 +70,8 @@ class Dictionaries(Listed):
 
     def tables(self) -> list[Table]:
         rows = tuple((entry.subfolder or "(the root)", entry.format) for entry in self.entries)
-        return [Table(f"{self.source}: {len(rows)} dictionaries", ("subfolder", "format"), rows)]
+        title = f"{self.source}: {len(rows)} {'dictionary' if len(rows) == 1 else 'dictionaries'}"
+        return [Table(title, ("subfolder", "format"), rows)]
 
 
 def entries(files: RepoFiles) -> Dictionaries:
