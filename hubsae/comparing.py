@@ -14,7 +14,7 @@ from hubsae.frontier import distinct
 from hubsae.identity import BaseModel, Check
 from hubsae.lm import LanguageModel
 from hubsae.metric_report import Report
-from hubsae.report_config import LONGEST_NAME, REPO_ID, ReportConfig, check_name, record
+from hubsae.report_config import LONGEST_NAME, REPO_ID, ReportConfig, check_name, record, shortened
 from hubsae.report_rows import picked, sort_key
 from hubsae.tokens import Chunk
 
@@ -201,7 +201,7 @@ def _name_of(texts: Any, name: str | None) -> dict:
     dataset = name if name is not None and REPO_ID.fullmatch(name) else None
     told = getattr(getattr(texts, "info", None), "dataset_name", None)
     size = f"{len(texts):,} texts" if hasattr(texts, "__len__") else "a stream of texts"
-    return {"name": str(name or told or size)[:LONGEST_NAME], "dataset": dataset}
+    return {"name": shortened(str(name or told or size)), "dataset": dataset}
 
 
 def _called(found: Sequence[BoundDictionary], entries: list[dict], names: Any) -> list[dict]:
