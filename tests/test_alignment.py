@@ -27,6 +27,7 @@ from hubsae.alignment_config import AlignmentConfig, record
 from hubsae.anchors import AnchorConfig, read_anchors, text_id
 from hubsae.api import SAE
 from hubsae.causal import CAUSAL_MEASURES
+from hubsae.cli import main
 from hubsae.demo import atlas
 from hubsae.demo.run import load_model
 from hubsae.errors import ArtifactError, CompatibilityError, ConfigError, DataError
@@ -218,6 +219,14 @@ def test_a_push_is_a_dataset_that_finds_its_dictionaries_by_commit(alice: HubSer
     assert "license" not in card.data.to_dict()
     for i, commit in enumerate(commits):
         assert f"[alice/sae-{i}](https://huggingface.co/alice/sae-{i}/tree/{commit})" in card.text
+
+
+def test_the_folder_of_an_alignment_is_published_by_its_name(alice, small, tmp_path):
+    small.save_pretrained(tmp_path / "x")
+    assert main(["push", str(tmp_path / "x"), REPO, "--license", "mit"]) == 0
+    files = alice.files(REPO, repo_type="dataset")
+    assert json.loads(files["alignment.json"]) == json.loads((tmp_path / "x" / "alignment.json").read_text())
+    assert b'  author = "{alice}",\n' in files["README.md"]
 
 
 # What is refused
