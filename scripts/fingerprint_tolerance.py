@@ -3,7 +3,7 @@
     python scripts/fingerprint_tolerance.py MODEL ...   # folders or repository ids
 
 Each line: largest difference at any residual, mlp or attention output, as `Fingerprint.difference` estimates it, and
-as the root mean square over positions of the distance between rows scaled to norm 1; and how far the losses of the tokens
+as the root mean square over positions of the distance between rows scaled to norm 1; and how far the losses of tokens
 are apart. `SAME_WITHIN` and `SAME_LOSSES` were chosen by it.
 """
 
