@@ -147,9 +147,9 @@ class Questions(Dictionary):
     ) -> Features:
         """What all features do on texts, from one pass: numbers, examples, neighbours, promoted tokens (`Features`).
 
-        It is kept as `features`, saved and published with the dictionary as features.parquet, pieces of the texts
-        included. Labels that are known are kept. `max_tokens` ends the pass early; `dataset_name` is what the result
-        calls the texts.
+        It is kept as `features`; `save` and `push_to_hub` write it as features.parquet, pieces of the texts included.
+        Labels that are known are kept. `max_tokens` ends the pass early; `dataset_name` is what the result calls the
+        texts.
         """
         models, known = self._bound(model), self.annotations()
         found = survey.survey(
