@@ -91,15 +91,16 @@ def push_family(
     facts = [record(_opened(one), "?") for one in given]
     members = _members(facts, repo_id, names, old)
     push = Push(private=private, card=card, tag=tag, also=also, license=license)
-    _check(api, given, members, repo_id, push)
+    _check(api, given, facts, members, repo_id, push)
     collection = _collection(api, repo_id, old, title, description, bool(private))
     links = {"index": repo_id, "collection": collection.slug}
     entries, results, done = [], [], []
-    for one, name in zip(given, members, strict=True):
+    for one, fact, name in zip(given, facts, members, strict=True):
         dictionary = _opened(one)
         with _progress_told(done, len(given)):
             family = {**links, "repo_id": name}
-            entries.append(_pushed(api, dictionary, name, dataclasses.replace(push, family=family), token))
+            place = _pushed(api, dictionary, name, dataclasses.replace(push, family=family), token)
+        entries.append({**fact, "name": name.split("/")[1], **place})
         results.append(_numbers(dictionary))
         done.append(name)
     kept = [entry for entry in old.config.entries if entry["repo_id"] not in members] if old else []
@@ -203,16 +204,18 @@ def _plain(value: Any) -> Any:
     return [*value] if isinstance(value, tuple) else value
 
 
-def _check(api: HfApi, given: Sequence[Any], members: Sequence[str], repo_id: str, push: Push) -> None:
+def _check(
+    api: HfApi, given: Sequence[Any], facts: Sequence[dict], members: Sequence[str], repo_id: str, push: Push
+) -> None:
     """Raise, before anything is sent, what a push of one of them or of their index would raise."""
     check_policy(push.card)
     if push.license is not None:
         licences.chosen(push.license)
     entries, results = [], []
-    for one, name in zip(given, members, strict=True):
+    for one, fact, name in zip(given, facts, members, strict=True):
         dictionary = _opened(one)
         results.append(_numbers(dictionary))
-        entries.append(record(dictionary, name))
+        entries.append({**fact, "name": name})
         forms.checked(push.also, dictionary.forms, dictionary._write_form)
         _check_one(api, dictionary, name, push)
     index = report_of(entries, results)
@@ -256,13 +259,12 @@ def _site(site: Site) -> str:
 
 
 def _pushed(api: HfApi, dictionary: BoundDictionary, name: str, push: Push, token: str | None) -> dict:
-    """What the index says of a dictionary that was pushed."""
+    """Where a dictionary was pushed to, as an index says it."""
     commit = publish(dictionary, name, push, token)
     with hub_errors(name):
         (weights,) = api.get_paths_info(name, [WEIGHTS], revision=commit.oid)
     sha256 = getattr(getattr(weights, "lfs", None), "sha256", None)
-    place = {"repo_id": name, "revision": commit.oid, "subfolder": None, "sha256": sha256}
-    return {**record(dictionary, name.split("/")[1]), **place}
+    return {"repo_id": name, "revision": commit.oid, "subfolder": None, "sha256": sha256}
 
 
 @contextlib.contextmanager

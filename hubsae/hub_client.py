@@ -16,6 +16,7 @@ from hubsae.errors import ConfigError, HubError, HubsaeError, warn
 
 _MAYBE_SENT = "what was sent may have arrived all the same. Try again: an unchanged push makes no commit"
 _FORBIDDEN = "this token may not do that; to write it needs write access to this namespace, to read a grant on the page"
+_OFFLINE = {"local_files_only": True}
 NO_ANSWER = (ConnectionError, TransportError)  # what the client raises where nobody answers
 
 
@@ -209,6 +210,15 @@ class Source:
 
     def __str__(self) -> str:
         return f"{self.name}@{self.revision[:8]}" if self.revision else self.name
+
+    def cached(self, name: str) -> Path | None:
+        """A further file of the same folder or commit, None where it is not on this machine."""
+        if self.revision is None:
+            return self.file(name)
+        try:
+            return Path(hf_hub_download(filename=name, revision=self.revision, **{**self.access, **_OFFLINE}))
+        except hf.EntryNotFoundError:  # or not in the cache
+            return None
 
     def file(self, name: str) -> Path | None:
         """A further file of the same folder or commit, downloaded where it is needed; None where there is none."""

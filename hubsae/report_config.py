@@ -262,8 +262,8 @@ def _plain(models: tuple[BaseModel, ...]) -> list[dict]:
 
 
 def _sha256(dictionary: Dictionary) -> str | None:
-    """Of the model.safetensors that it was loaded from; None where it is not from a folder of ours."""
+    """Of the model.safetensors that it was loaded from; None where that is none of ours, or not on this machine."""
     if dictionary.source is None or "imported" in dictionary.statistics:
         return None
-    path = dictionary.source.file(WEIGHTS)
+    path = dictionary.source.cached(WEIGHTS)
     return None if path is None else sha256_of(path)  # names in the Hub's cache are of other sums

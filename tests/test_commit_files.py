@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 from conftest import random_sae
 from hub_server import UPLOAD_WARNING
+from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
 from hubsae import load_sae
 from hubsae.errors import ConfigError, HubsaeWarning
@@ -59,6 +60,24 @@ def test_a_load_that_was_cut_off_goes_on(alice, pushed):
     assert load_sae("alice/sae", revision=commit.oid).metrics == {"fvu": 0.5}
     (root / "model.safetensors").unlink()
     assert load_sae("alice/sae", revision=commit.oid).metrics == {"fvu": 0.5}
+
+
+@pytest.mark.parametrize("error", [CachedRepoTreeNotFoundError("x"), AttributeError("x")])
+def test_a_cache_without_its_list_of_files_is_read_all_the_same(alice, pushed, monkeypatch, error):
+    load_sae("alice/sae")
+
+    def missing(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("hubsae.commit_files.get_cached_repo_tree", missing)
+    assert load_sae("alice/sae", local_files_only=True).metrics == {"fvu": 0.5}
+
+
+def test_what_is_unpacked_can_be_read_by_whoever_reads_the_arrays(pushed):
+    source = load_sae("alice/sae").source
+    modes = [Path(source.file(name)).stat().st_mode & 0o666 for name in ("config.json", "model.safetensors")]
+    assert modes[0] == modes[1]
+    assert not list(Path(source.file("config.json")).parent.glob("tmp*"))
 
 
 def test_numbers_too_many_for_a_header_stand_in_their_file_alone(alice):

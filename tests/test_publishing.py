@@ -71,7 +71,11 @@ def test_after_a_push_it_knows_where_it_is(alice, tmp_path):
     sae.save(tmp_path / "sae")
     commit = sae.push_to_hub(REPO)
     assert str(sae.source) == f"{REPO}@{commit.oid[:8]}"
+    before = len(alice.requests)
     assert compare([sae]).config.entries[0]["revision"] == commit.oid
+    assert len(alice.requests) == before  # nothing is downloaded for a sum
+    with pytest.raises(HubError, match="not in the local cache"):
+        load_sae(REPO, local_files_only=True)
     sae.push_to_hub(REPO, branch="next")
     assert str(sae.source) == f"{REPO}@{commit.oid[:8]}"
 
