@@ -63,6 +63,30 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--text-column", default="text", help="column of the texts (default: text)")
     evaluate.add_argument("--max-rows", type=int, default=50_000, help="tokens to use (default: 50000)")
 
+    _add_push(commands)
+
+    show = command(commands, "show", _show, "what is in this repository: model, site, metrics, compatibility")
+    add_dictionary(show)
+    show.add_argument("--model", action="append", help="also compare it with this language model; twice for two")
+
+    check = command(commands, "check", _check, "compare a dictionary with a language model, field by field")
+    add_dictionary(check)
+    check.add_argument("--model", action="append", help="the language model (default: as recorded); twice for two")
+    check.add_argument(
+        "--check", choices=("warn", "strict"), default="warn", help="strict: doubts end with status 1 too"
+    )
+
+    cli_formats.add(commands)
+    cli_features.add(commands)
+    cli_pairs.add(commands)
+    cli_reports.add(commands)
+    command(commands, "env", _env, "what hubsae computes with here")
+    demo = command(commands, "demo", _demo, "train, judge, explain and steer SAEs of the embedded model, offline")
+    demo.add_argument("--out", default="demo-saes", help="folder to write (default: demo-saes)")
+    return parser
+
+
+def _add_push(commands: Any) -> None:
     push = command(commands, "push", _push, "publish a folder of hubsae as a Hub repository, in one commit")
     push.add_argument(
         "folders",
@@ -89,29 +113,8 @@ def _parser() -> argparse.ArgumentParser:
         default="merge",
         help="what to do with a card that people edited",
     )
-
     push.add_argument("--license", help="the Hub's id of a licence (default: that of the base model)")
     push.add_argument("--also", action="append", choices=("saelens", "sparsify"), help="add this form; may be repeated")
-
-    show = command(commands, "show", _show, "what is in this repository: model, site, metrics, compatibility")
-    add_dictionary(show)
-    show.add_argument("--model", action="append", help="also compare it with this language model; twice for two")
-
-    check = command(commands, "check", _check, "compare a dictionary with a language model, field by field")
-    add_dictionary(check)
-    check.add_argument("--model", action="append", help="the language model (default: as recorded); twice for two")
-    check.add_argument(
-        "--check", choices=("warn", "strict"), default="warn", help="strict: doubts end with status 1 too"
-    )
-
-    cli_formats.add(commands)
-    cli_features.add(commands)
-    cli_pairs.add(commands)
-    cli_reports.add(commands)
-    command(commands, "env", _env, "what hubsae computes with here")
-    demo = command(commands, "demo", _demo, "train, judge, explain and steer SAEs of the embedded model, offline")
-    demo.add_argument("--out", default="demo-saes", help="folder to write (default: demo-saes)")
-    return parser
 
 
 def _add_training(commands: Any) -> None:
