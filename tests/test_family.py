@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import random_sae
@@ -150,7 +151,7 @@ def test_an_odd_item_does_not_spoil_a_collection(alice, family, monkeypatch, tmp
     alice.put("bob/data", {"report.json": b"[1]"}, repo_type="dataset")
     api, slug = hub_api(), family.collection
     for kind, name in (("model", "bob/gated"), ("model", "bob/broken"), ("dataset", "bob/data")):
-        api.add_collection_item(slug, name, kind)
+        api.add_collection_item(slug, name, kind)  # pyright: ignore[reportArgumentType]
     assert load_sae(slug, layer=1).source.name == family.members[0].repo_id
     alice.fail(f"GET /api/datasets/{INDEX}", 503, times=9)
     with pytest.warns(HubsaeWarning, match="may not be the newest"):  # the index of the cache, not the newest commits
@@ -175,6 +176,7 @@ def test_an_old_commit_is_not_used_by_a_layer_without_a_word(alice, family):
 
 
 def test_a_layer_is_a_number(alice, folders):
+    bad: Any
     for bad in ("1", 1.0, True, [1]):
         with pytest.raises(ConfigError, match="layer="):
             load_sae(folders, layer=bad)

@@ -19,7 +19,7 @@ LAYERS = (0, 2, 3)
 CIRCUIT = (0, 2)
 ALIGNED = 3  # layer of both models
 TRAINING = SAEConfig(expansion_factor=8, k=16)  # the atlas has some 480 concepts, few of them in one word
-N_DOCUMENTS = 8_000
+N_DOCUMENTS = 6_000
 DATA = "the demo's invented atlas"
 N_ANALYSED = 2_000
 EXAMPLES = (
