@@ -147,7 +147,10 @@ def _numbers(dictionary: BoundDictionary) -> dict:
 
 
 def _published(repo_id: str, api: HfApi) -> tuple[str, Report | None]:
-    """The index as the Hub spells it, and what is published there; None where there is nothing, or something else."""
+    """The index as the Hub spells it, and what is published there; None where there is no such repository or report.
+
+    Raises `HubError` for what is there and cannot be read, since its members would be lost.
+    """
     token = api.token if isinstance(api.token, str) else None
     with hub_errors(repo_id):
         try:
@@ -158,8 +161,11 @@ def _published(repo_id: str, api: HfApi) -> tuple[str, Report | None]:
         return info.id, None
     try:
         return info.id, Report.from_pretrained(info.id, revision=info.sha, token=token)
-    except ArtifactError:
-        return info.id, None  # `check_repository` says what is there
+    except ArtifactError as error:
+        raise HubError(
+            f"{info.id} holds something else ({REPORT}), or an index that cannot be read here ({error}); give another "
+            "name. Nothing was sent"
+        ) from error
 
 
 def _members(given: Sequence[dict], repo_id: str, names: Any, old: Report | None) -> list[str]:

@@ -46,10 +46,12 @@ def publish(artifact: Any, repo_id: str, push: Push, token: str | None) -> Commi
     api, kind, branch = hub_api(token), artifact.repo_type, push.branch
     with hub_errors(repo_id, branch, kind, writes=True), put_back(artifact, "statistics"):
         repo_id = api.create_repo(repo_id, repo_type=kind, private=push.private, exist_ok=True).repo_id
+        info = api.repo_info(repo_id, repo_type=kind)
+        check_repository(artifact, info, push, api)
         if branch:
             api.create_branch(repo_id, repo_type=kind, branch=branch, exist_ok=True)
-        info = (api.model_info if kind == "model" else api.dataset_info)(repo_id, revision=branch)
-        check_repository(artifact, info, push, api)
+            info = api.repo_info(repo_id, repo_type=kind, revision=branch)
+            check_repository(artifact, info, push, api)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary, "artifact")
             folder.mkdir()
