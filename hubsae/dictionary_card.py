@@ -169,7 +169,8 @@ def _density(metrics: Mapping, n_features: int) -> Picture | None:
         alt += f"; half of {'those that fire' if never else 'them'} do so on at most {_share(median)} of the tokens"
     often = sum(count for edge, count in zip(edges, counts, strict=False) if edge >= -1)
     if often and -1 in edges:
-        alt += f"{',' if known else ';'} {often:,.0f} {'' if known else 'fire '}on 10 % or more"
+        fires = "" if known else "fires " if often == 1 else "fire "
+        alt += f"{',' if known else ';'} {often:,.0f} {fires}on 10 % or more"
     first = next((i for i, count in enumerate(counts) if count), 0)
     first = max(i for i, edge in enumerate(edges) if i == 0 or (i <= first and edge == math.floor(edge)))
     return charts.histogram(
