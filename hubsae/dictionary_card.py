@@ -22,7 +22,8 @@ CARD_METRICS = {
     "ce_recovered": "Cross-entropy loss recovered, against zero ablation",
     "dead_share": "Features never active on held-out tokens (share)",
 }
-PICTURES = ("density", "training", "l0", "sites", "models")
+_MOST_BESIDE, _LONGEST_NAME = 60, 40
+PICTURES = ("density", "training", "l0", "sites", "models", "frontier")
 _PAPERS = {
     "topk": ("TopK", "Gao et al., Scaling and evaluating sparse autoencoders", "arXiv 2406.04093"),
     "batchtopk": ("BatchTopK", "Bussmann, Leask and Nanda, BatchTopK Sparse Autoencoders", "arXiv 2412.06410"),
@@ -139,13 +140,14 @@ def _duration(seconds: float | None) -> str:
 
 
 def pictures(writes: Sequence[str], n_features: int, statistics: Mapping, metrics: Mapping) -> dict[str, Picture]:
-    """Those of `PICTURES` that can be made: how often features fire, the training, how well each site is explained."""
+    """Those of `PICTURES` that can be made: features' densities, training, fidelity of sites, and of others."""
     found = {
         "density": _density(metrics, n_features),
         "training": _training(statistics, metrics),
         "l0": _l0(statistics),
         "sites": _sites(writes, metrics),
         "models": _models(metrics),
+        "frontier": _frontier(n_features, metrics),
     }
     return {name: picture for name, picture in found.items() if picture is not None}
 
@@ -251,6 +253,33 @@ def _models(metrics: Mapping) -> Picture | None:
         x=Axis("loss recovered, against zeros", percent=True, low=0, high=1),
         title="What each model keeps of its predictions",
         alt="Loss recovered: " + ", ".join(f"{_share(v)} of model {i}" for i, v in enumerate(given)) + ".",
+    )
+
+
+def _frontier(n_features: int, metrics: Mapping) -> Picture | None:
+    """Loss recovered against active features, beside those of its sites that were trained in the same pass."""
+    given = metrics.get("beside")
+    given = [_dict(one) for one in given] if isinstance(given, list) and 1 < len(given) <= _MOST_BESIDE else []
+    found = [(one, _number(one.get("l0")), _number(one.get("ce_recovered"))) for one in given]
+    known = [(one, l0, share) for one, l0, share in found if l0 and share is not None and l0 > 0 and abs(share) < 10]
+    own = (n_features, _number(metrics.get("l0")), _number(metrics.get("ce_recovered")))
+    is_own = [(one.get("n_features"), l0, share) == own for one, l0, share in known]
+    if len(known) < 2 or sum(is_own) != 1:
+        return None
+    points = [
+        charts.Point(
+            l0, share, str(one.get("name"))[:_LONGEST_NAME], "this dictionary" if mine else "trained beside it"
+        )
+        for (one, l0, share), mine in zip(known, is_own, strict=True)
+    ]
+    others = ", ".join(f"{100 * (p.y or 0):.3g} % at {p.x:.3g}" for p, mine in zip(points, is_own, strict=True) if not mine)
+    return charts.scatter(
+        points,
+        x=Axis("active features per token (L0)", log=True),
+        y=Axis("loss recovered, against zeros", percent=True),
+        title="Loss recovered against active features per token",
+        alt=f"Loss recovered {100 * (own[2] or 0):.3g} % at {own[1]:.3g} active features; of those beside it {others}.",
+        joined=False,
     )
 
 

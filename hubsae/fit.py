@@ -247,10 +247,18 @@ def _judge(
                 "Call evaluate with other texts, or raise validation_split",
             )
             return False
+        beside = [_beside(dictionary, result) for dictionary, result in zip(group, results, strict=True)]
+        more = {"beside": sorted(beside, key=lambda one: (one["l0"], one["name"]))} if len(group) > 1 else {}
         for dictionary, result in zip(group, results, strict=True):
-            dictionary.metrics = {**result.to_dict(), "data": {"name": label, "dataset": dataset}}
+            dictionary.metrics = {**result.to_dict(), "data": {"name": label, "dataset": dataset}, **more}
             dictionary.features = measured(dictionary, result.firing, n_documents=result.n_documents, data=label)
     return True
+
+
+def _beside(dictionary: Questions, result: evaluate.Evaluation) -> dict:
+    """What the others of its sites, trained in the same pass, say of it: the frontier of sparsity and fidelity."""
+    numbers = {name: result.to_dict()[name] for name in ("l0", "fvu", "ce_recovered")}
+    return {"name": str(dictionary.rule), "n_features": dictionary.n_features, **numbers}
 
 
 def _dataset_name(dataset: Any) -> str:

@@ -213,6 +213,12 @@ METRICS: dict[str, Any] = {
     },
     "fvu_per_site": {"layers.0.mlp": 0.1, "layers.1.mlp": 0.2, "layers.2.mlp": 0.4},
     "ce_recovered_per_model": [0.9, 0.8, 0.7],
+    "l0": 8.0,
+    "ce_recovered": 0.875,
+    "beside": [
+        {"name": "topk(k=4)", "n_features": 64, "l0": 4.0, "fvu": 0.5, "ce_recovered": 0.75},
+        {"name": "topk(k=8)", "n_features": 64, "l0": 8.0, "fvu": 0.25, "ce_recovered": 0.875},
+    ],
 }
 LOG = [{"rows": 100 * i, "fvu": 1 / i, "l0": 100 / i, "dead_share": 0.01 * i} for i in range(1, 21)]
 WRITES = ("layers.0.mlp", "layers.1.mlp", "layers.2.mlp")
@@ -235,6 +241,7 @@ def test_the_pictures_of_a_card_state_their_findings():
     assert found["l0"].alt == "Over 2,000 tokens the active features per token went from 100 to 5."
     assert "between 0.1 (layers.0.mlp) and 0.4 (layers.2.mlp)" in found["sites"].alt
     assert found["models"].alt == "Loss recovered: 90 % of model 0, 80 % of model 1, 70 % of model 2."
+    assert found["frontier"].alt == "Loss recovered 87.5 % at 8 active features; of those beside it 75 % at 4."
 
 
 def test_a_picture_that_cannot_be_made_is_left_out():
@@ -264,6 +271,10 @@ def test_a_picture_that_cannot_be_made_is_left_out():
         [{"rows": -1, "fvu": 1}] * 5,
     ):
         assert not dictionary_card.pictures(WRITES, 64, {"log": log}, {})
+    one, own = METRICS["beside"]
+    hostile = ({**one, "l0": "4"}, {**one, "ce_recovered": math.nan}, {**one, "l0": -1}, 3, None)
+    for beside in (None, [own], [one], [own, own], [one, one], [own] * 99, {}, *([own, bad] for bad in hostile)):
+        assert "frontier" not in dictionary_card.pictures(WRITES, 64, {}, {**METRICS, "beside": beside})
     for sites in (None, [], {"layers.0.mlp": 0.1}, dict.fromkeys(WRITES, math.nan), dict.fromkeys(WRITES, "1")):
         assert not dictionary_card.pictures(WRITES, 64, {}, {"fvu_per_site": sites})
     same = [{**row, "l0": 16.0} for row in LOG]

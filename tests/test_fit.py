@@ -136,6 +136,14 @@ def test_a_feature_that_one_site_does_not_use_is_told_by_norms_and_by_regression
     assert np.allclose(scaling.error[used].sum(axis=1), 1)
 
 
+def test_those_of_one_site_know_each_other(demo_model, demo_texts):
+    found = demo_model.train_sae(0, demo_texts[:700], "residual", **{**QUICK, "k": [8, 4]})
+    for sae in found:
+        assert [one["name"] for one in sae.metrics["beside"]] == ["topk(k=4)", "topk(k=8)"]
+        assert sae.metrics["ce_recovered"] in [one["ce_recovered"] for one in sae.metrics["beside"]]
+        assert "frontier" in sae.card_pictures()
+
+
 def test_lists_train_one_each_in_one_pass(demo_model, demo_texts, tmp_path, monkeypatch):
     calls = []
     run = type(demo_model).run
