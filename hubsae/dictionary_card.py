@@ -272,7 +272,9 @@ def _frontier(n_features: int, metrics: Mapping) -> Picture | None:
         )
         for (one, l0, share), mine in zip(known, is_own, strict=True)
     ]
-    others = ", ".join(f"{100 * (p.y or 0):.3g} % at {p.x:.3g}" for p, mine in zip(points, is_own, strict=True) if not mine)
+    others = ", ".join(
+        f"{100 * (p.y or 0):.3g} % at {p.x:.3g}" for p, mine in zip(points, is_own, strict=True) if not mine
+    )
     return charts.scatter(
         points,
         x=Axis("active features per token (L0)", log=True),

@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from hubsae.errors import HubsaeError
-from hubsae.identity import SIGNS, BaseModel, Fingerprint
+from hubsae.identity import LARGEST, SIGNS, BaseModel, Fingerprint
 from hubsae.lm import LanguageModel
 from hubsae.sites import Site
 from hubsae.sparse import as_numpy
@@ -46,13 +46,13 @@ def fingerprint(model: LanguageModel, sites: Iterable[Site], tokens: list[int] |
     for site in local:
         rows = as_numpy(run.activations[site].astype(mx.float32)).reshape(len(tokens), -1)[1:]
         numbers = _numbers(rows.astype(np.float64))
-        if math.isfinite(numbers["norm"]) and all(map(math.isfinite, numbers["projected"])):
+        if numbers["norm"] < LARGEST and all(map(math.isfinite, numbers["projected"])):  # NaN is not less either
             found[str(site)] = numbers
     assert run.logits is not None
     logits = run.logits[0, :-1].astype(mx.float32)
     losses = mx.logsumexp(logits, axis=-1) - mx.take_along_axis(logits, mx.array(tokens[1:])[:, None], axis=-1)[:, 0]
     told = [round(float(value), 4) for value in as_numpy(losses)]
-    if not found or not all(map(math.isfinite, told)):
+    if not found or not all(abs(value) < LARGEST for value in told):
         return None
     return Fingerprint(tokens=tokens, own_tokens=own, losses=told, sites=found)
 
