@@ -102,6 +102,9 @@ def _add_push(commands: Any) -> None:
         metavar="TITLE",
         help="a repository for each dictionary of the folders, an index, and a collection of them all",
     )
+    push.add_argument(
+        "--replace", action="store_true", help="with --collection: take out what is not among the folders"
+    )
     push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     push.add_argument("--branch", help="push there instead of main")
     push.add_argument("--create-pr", action="store_true", default=None, help="open a pull request")
@@ -249,7 +252,8 @@ def _push(options: argparse.Namespace) -> None:
     if options.collection is not None:
         if options.branch or options.create_pr:
             raise ConfigError("--collection publishes to main; leave --branch and --create-pr out")
-        print(push_family(options.folders, options.repo_id, title=options.collection or None, **shared))
+        shared |= {"title": options.collection or None, "replace": options.replace}
+        print(push_family(options.folders, options.repo_id, **shared))
         return
     if len(options.folders) > 1:
         raise ConfigError(f"{len(options.folders)} folders: --collection gives each a repository of its own")

@@ -1,6 +1,7 @@
 """Verbs about other libraries' dictionaries: `list` and `convert`."""
 
 import argparse
+import contextlib
 from functools import partial
 from typing import Any
 
@@ -40,8 +41,21 @@ def add(commands: Any) -> None:
 
 def _list(options: argparse.Namespace) -> None:
     from hubsae import list_dictionaries
+    from hubsae.errors import HubError
+    from hubsae.members import is_collection, members
+    from hubsae.tables import Table
 
-    print(list_dictionaries(options.source, revision=options.revision))
+    with contextlib.suppress(HubError):  # what is said below of an index or a collection, or of nothing at all
+        if not is_collection(options.source):
+            print(list_dictionaries(options.source, revision=options.revision))
+            return
+    found = members(options.source, options.revision)
+    rows = [("/".join(filter(None, (one.source, one.subfolder))), _reads(one), one.k or "") for one in found]
+    print(Table(f"{options.source}: {len(rows)} dictionaries", ("repository", "reads", "k"), rows))
+
+
+def _reads(member: Any) -> str:
+    return " + ".join(map(str, member.reads or ()))
 
 
 def _convert(options: argparse.Namespace) -> None:

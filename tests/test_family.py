@@ -240,6 +240,16 @@ def test_names_tell_what_differs():
     assert len(set(distinct_names([one, one, two]))) == 3
 
 
+def test_the_command_line_lists_an_index_and_a_collection(alice, family, capsys):
+    for source in (INDEX, family.collection):
+        assert main(["list", source]) == 0
+        told = capsys.readouterr().out
+        assert "3 dictionaries" in told
+        assert f"{INDEX}-L2-residual-k8" in told
+    assert main(["list", "alice/nothing"]) == 1
+    assert "no such repository" in capsys.readouterr().err
+
+
 def test_the_command_line_publishes_a_folder_of_them(alice, folders, tmp_path, capsys):
     shutil.copytree(folders / "1-4", tmp_path / "a")
     assert main(["push", str(tmp_path / "a"), str(folders / "2-4"), INDEX]) == 1
