@@ -22,7 +22,7 @@ from hubsae.lm import LanguageModel
 from hubsae.recipe import CrosscoderConfig, SAEConfig, TranscoderConfig
 from hubsae.report import ReportTo
 from hubsae.settings import as_type
-from hubsae.sites import Site, parse_sites
+from hubsae.sites import Site, parse_sites, reads_there
 from hubsae.tokens import TokenConfig
 
 
@@ -55,10 +55,7 @@ class BoundDictionary(WithDashboard):
     def is_compatible(self, model: Any, layer: int | None = None, component: str | None = None) -> bool:
         """Whether it fits the model's structure (and reads at that layer and component, where they are given)."""
         models = as_models(model)
-        reads = self.config.read_sites
-        here = any(
-            layer in (None, s.layer) and (component is None or Site(s.layer, component, s.model) == s) for s in reads
-        )
+        here = reads_there(self.config.read_sites, layer, component)
         found = self.compare([m.identity for m in models], self._widths(models))
         return here and not any(d.severity == "error" for d in found)
 

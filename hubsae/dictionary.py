@@ -104,7 +104,7 @@ class DictionaryConfig:
 
     def token_config(self) -> TokenConfig:
         """How texts become rows, as recorded."""
-        return TokenConfig(**{k: v for k, v in self.tokens.items() if k in TokenConfig.__dataclass_fields__})
+        return TokenConfig.recorded(self.tokens)
 
     @property
     def read_sites(self) -> tuple[Site, ...]:

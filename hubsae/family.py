@@ -17,7 +17,7 @@ from hubsae.api import BoundDictionary
 from hubsae.comparing import recorded_numbers, report_of
 from hubsae.errors import ArtifactError, ConfigError, HubError, HubsaeError
 from hubsae.frontier import distinct
-from hubsae.hub_client import hub_api, hub_errors
+from hubsae.hub_client import hub_api, hub_errors, status_of
 from hubsae.loading import load_sae
 from hubsae.members import is_collection
 from hubsae.metric_report import Report
@@ -88,20 +88,19 @@ def push_family(
     given = _listed(dictionaries)
     api = hub_api(token)
     repo_id, old = _published(repo_id, api)
-    facts = [record(_opened(one), "?") for one in given]
+    facts, results = map(list, zip(*(_looked_at(_opened(one)) for one in given), strict=True))
     members = _members(facts, repo_id, names, old)
     push = Push(private=private, card=card, tag=tag, also=also, license=license)
-    _check(api, given, facts, members, repo_id, push)
+    _check(api, given, facts, results, members, repo_id, push)
     collection = _collection(api, repo_id, old, title, description, bool(private))
     links = {"index": repo_id, "collection": collection.slug}
-    entries, results, done = [], [], []
+    entries, done = [], []
     for one, fact, name in zip(given, facts, members, strict=True):
         dictionary = _opened(one)
         with _progress_told(done, len(given)):
             family = {**links, "repo_id": name}
             place = _pushed(api, dictionary, name, dataclasses.replace(push, family=family), token)
         entries.append({**fact, "name": name.split("/")[1], **place})
-        results.append(_numbers(dictionary))
         done.append(name)
     kept = [entry for entry in old.config.entries if entry["repo_id"] not in members] if old else []
     with _progress_told(done, len(given)):
@@ -136,9 +135,11 @@ def _opened(one: Any) -> BoundDictionary:
     return one if isinstance(one, BoundDictionary) else load_sae(one)
 
 
-def _numbers(dictionary: BoundDictionary) -> dict:
+def _looked_at(dictionary: BoundDictionary) -> tuple[dict, dict]:
+    """What an index keeps of a dictionary, without its name and place, and its recorded numbers."""
+    fact = record(dictionary, "?")
     try:
-        return recorded_numbers(dictionary)
+        return fact, recorded_numbers(dictionary)
     except ConfigError as error:
         raise ConfigError(
             f"{dictionary.source or dictionary.label}: no recorded metrics, which the index shows; judge it first, by "
@@ -211,20 +212,23 @@ def _plain(value: Any) -> Any:
 
 
 def _check(
-    api: HfApi, given: Sequence[Any], facts: Sequence[dict], members: Sequence[str], repo_id: str, push: Push
+    api: HfApi,
+    given: Sequence[Any],
+    facts: list[dict],
+    results: list[dict],
+    members: Sequence[str],
+    repo_id: str,
+    push: Push,
 ) -> None:
     """Raise, before anything is sent, what a push of one of them or of their index would raise."""
     check_policy(push.card)
     if push.license is not None:
         licences.chosen(push.license)
-    entries, results = [], []
-    for one, fact, name in zip(given, facts, members, strict=True):
+    for one, name in zip(given, members, strict=True):
         dictionary = _opened(one)
-        results.append(_numbers(dictionary))
-        entries.append({**fact, "name": name})
         forms.checked(push.also, dictionary.forms, dictionary._write_form)
         _check_one(api, dictionary, name, push)
-    index = report_of(entries, results)
+    index = report_of([{**fact, "name": name} for fact, name in zip(facts, members, strict=True)], results)
     index.statistics = {"collection": ""}
     _check_one(api, index, repo_id, push)
 
@@ -301,7 +305,7 @@ def _collection(
             try:
                 found = api.get_collection(str(slug))
             except hf.HfHubHTTPError as error:
-                if error.response is None or error.response.status_code != 404:  # it was taken away
+                if status_of(error) != 404:  # it was taken away
                     raise
         about: dict[str, Any] = {"namespace": owner, "description": description, "private": private}
         found = found or api.create_collection(title, exists_ok=True, **about)

@@ -94,9 +94,14 @@ def _is_of_client(error: BaseException) -> bool:
     return frame is not None and str(frame.tb_frame.f_globals.get("__name__")).startswith("huggingface_hub")
 
 
+def status_of(error: BaseException | None) -> int | None:
+    """The status that the Hub answered with, None for what is no answer of the Hub."""
+    return error.response.status_code if isinstance(error, hf.HfHubHTTPError) and error.response is not None else None
+
+
 def http_reason(error: hf.HfHubHTTPError) -> str:
     """What a status of the Hub means, and what to do."""
-    status = error.response.status_code if error.response is not None else None
+    status = status_of(error)
     reasons = {
         401: "the Hub does not accept this token; run `hf auth login`, or unset HF_TOKEN",
         403: _FORBIDDEN,
@@ -255,8 +260,7 @@ def tag_commit(api: HfApi, repo_id: str, tag: str, commit: str, repo_type: str =
     try:
         api.create_tag(repo_id, tag=tag, revision=commit, repo_type=repo_type)
     except hf.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
-        other = tagged(api, repo_id, tag, repo_type) if status == 409 else None
+        other = tagged(api, repo_id, tag, repo_type) if status_of(error) == 409 else None
         if other == commit:
             return
         why = f"that tag names {other[:8]}; choose another" if other else http_reason(error)

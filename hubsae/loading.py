@@ -9,8 +9,9 @@ from hubsae.errors import ArtifactError, ConfigError
 from hubsae.formats.imported import Given
 from hubsae.formats.reading import load_dictionary
 from hubsae.identity import Check, check_policy
-from hubsae.members import choose, family_told, is_collection, reads_there
+from hubsae.members import choose, family_told, is_collection
 from hubsae.norms import norm_before
+from hubsae.sites import reads_there
 
 _KINDS: dict[str, type[BoundDictionary]] = {"sae": SAE, "transcoder": Transcoder, "crosscoder": Crosscoder}
 

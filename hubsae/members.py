@@ -5,7 +5,7 @@ The index of a family is a report (see `family`): it says what every dictionary 
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from hubsae.commit_files import fetched
 from hubsae.errors import ArtifactError, ConfigError, HubError, SiteError
 from hubsae.formats.reading import OURS, entries
 from hubsae.formats.repo_files import RepoFiles, beside, open_files
-from hubsae.hub_client import hub_api, hub_errors, local_folder
+from hubsae.hub_client import hub_api, hub_errors, local_folder, status_of
 from hubsae.report_config import ReportConfig
 from hubsae.settings import as_type
-from hubsae.sites import Site, parse_sites
+from hubsae.sites import Site, parse_sites, reads_there
 from hubsae.store import CONFIG, REPORT, read_json
 
 _COLLECTION = re.compile(r"[\w.-]+/[\w.-]+-[0-9a-f]{24}", re.ASCII)
@@ -55,13 +55,6 @@ class Member:
     def layers_named(self) -> list[str]:
         """Numbers of layers that its name tells."""
         return next(filter(None, (pattern.findall(self.subfolder or "") for pattern in _LAYERS)), [])
-
-
-def reads_there(reads: Iterable[Site], layer: int | None, component: str | None) -> bool:
-    """Whether one of the sites is of this layer and component; None stands for any."""
-    return any(
-        layer in (None, s.layer) and (component is None or Site(s.layer, component, s.model) == s) for s in reads
-    )
 
 
 def is_collection(source: Any) -> bool:
@@ -128,8 +121,7 @@ def members(source: str | Path, revision: str | None = None, **access: Any) -> l
 def _is_hidden(error: HubError) -> bool:
     """Whether there is no such repository, or this token cannot see it."""
     cause = error.__cause__
-    status = cause.response.status_code if isinstance(cause, hf.HfHubHTTPError) and cause.response is not None else 0
-    return status in (401, 403, 404) and not isinstance(cause, hf.RevisionNotFoundError)
+    return status_of(cause) in (401, 403, 404) and not isinstance(cause, hf.RevisionNotFoundError)
 
 
 def _is_offline(error: HubError) -> bool:
@@ -203,7 +195,7 @@ def _of_collection(slug: str, revision: str | None, access: dict) -> list[Member
                 raise hf.OfflineModeIsEnabled
             items = hub_api(access.get("token")).get_collection(slug).items[:_MOST_ITEMS]
         except hf.HfHubHTTPError as error:
-            if error.response is None or error.response.status_code != 404:
+            if status_of(error) != 404:
                 raise
             return None
     if revision is not None:

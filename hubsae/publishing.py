@@ -111,11 +111,11 @@ def _write_anew(
     """Write the folder that takes the place of what the repository holds; patterns of what has to go there."""
     token = api.token if isinstance(api.token, str) else None
     names = [file.rfilename for file in info.siblings or []]
-    there = artifact._forms_there(names, partial(forms.settings, repo_id, artifact.repo_type, info.sha, token))
+    read = partial(forms.settings, repo_id, artifact.repo_type, info.sha, token)
+    there = artifact._forms_there(names, read)
     wanted = list(there) if asked is None else asked
     old = _old_card(artifact, repo_id, info.sha if CARD in names else None, token)
     own = chosen or licences.first(old, artifact.statistics.get("licence"), lambda: artifact._inherited(api))
-    read = partial(forms.settings, repo_id, artifact.repo_type, info.sha, token)
     links = _links(artifact, repo_id, read(STATISTICS) if STATISTICS in names else {}, push.family)
     kept = {key: value for key, value in artifact.statistics.items() if key != "family"}
     artifact.statistics = {**kept, **links, **({"licence": own} if own else {})}

@@ -165,11 +165,6 @@ def _without_fingerprints(entry: Any) -> Any:
     return {**entry, **plain}
 
 
-def token_config(tokens: dict) -> TokenConfig:
-    """How texts become rows, as recorded with a dictionary."""
-    return TokenConfig(**{k: v for k, v in tokens.items() if k in TokenConfig.__dataclass_fields__})
-
-
 def _check(entry: Any) -> None:
     """Raise `ConfigError` for what describes no dictionary."""
     as_type(entry, dict, "entries")
@@ -197,7 +192,7 @@ def _check(entry: Any) -> None:
     _check_length(entry["training_data"] or "", f"{name}, training_data")
     _check_length(entry["subfolder"] or "", f"{name}, subfolder", _LONGEST_PATH)
     sparsity.from_dict(entry["sparsity"]).check(entry["n_features"])
-    token_config(entry["tokens"])
+    TokenConfig.recorded(entry["tokens"])
     for key, marks in entry["fingerprint"].items():
         if not isinstance(marks, list):
             raise ConfigError(f"{name}, fingerprint, {str(key)[:80]}: expected a list of numbers")

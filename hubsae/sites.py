@@ -88,6 +88,13 @@ def parse_sites(sites: "str | Site | Iterable[str | Site]") -> tuple[Site, ...]:
     return tuple(dict.fromkeys(Site.parse(site) for site in sites))
 
 
+def reads_there(sites: Iterable[Site], layer: int | None, component: str | None) -> bool:
+    """Whether one of the sites is of this layer and component; None stands for any."""
+    return any(
+        layer in (None, s.layer) and (component is None or Site(s.layer, component, s.model) == s) for s in sites
+    )
+
+
 def columns(sites: Sequence[Site], widths: Sequence[int]) -> dict[Site, slice]:
     """The column range that each site takes in a row, in the order given."""
     return dict(zip(sites, ranges(widths), strict=True))

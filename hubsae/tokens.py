@@ -40,6 +40,11 @@ class TokenConfig:
         if self.skip_positions < 0:
             raise ConfigError(f"skip_positions={self.skip_positions}: expected 0 or more")
 
+    @classmethod
+    def recorded(cls, settings: dict[str, Any]) -> "TokenConfig":
+        """From what was recorded with a dictionary; entries that are not of texts to tokens are left out."""
+        return cls(**{name: value for name, value in settings.items() if name in cls.__dataclass_fields__})
+
     def context_for(self, max_positions: int | None) -> int:
         """Tokens a chunk for a model with so many positions; raises `ConfigError` where it takes fewer."""
         if self.context_size is None:
